@@ -55,11 +55,13 @@ format: $(VENV)/.installed-dev  ## Let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-stubs: $(VENV)/.installed-dev  ## Generate the Python stubs from proto/
+stubs: $(VENV)/.installed-dev  ## Generate the Python stubs from proto/, and the blocking client
 	$(PY) -m proto.generate
+	$(PY) -m clients.generate_sync
 
-stubs-check: $(VENV)/.installed-dev  ## Fail when the committed stubs do not fit proto/
+stubs-check: $(VENV)/.installed-dev  ## Fail when what is generated is stale
 	$(PY) -m proto.generate --check
+	$(PY) -m clients.generate_sync --check
 
 $(VENV)/.installed-audit: $(VENV)/.installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[audit]"

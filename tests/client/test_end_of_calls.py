@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 import pytest
-from graftml import _async
-from graftml._async import End
+from graftml import _async_io
+from graftml._async_io import End
 from grpc import aio
 
 
@@ -62,7 +62,7 @@ async def test_the_servers_status_is_told_whichever_came_first(
     told: aio.AioRpcError,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_async, "_LOOK_S", 0.0)
+    monkeypatch.setattr(_async_io, "_LOOK_S", 0.0)
     call = Call(*statuses)
     end = End(call)
     call.end()

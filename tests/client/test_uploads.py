@@ -14,7 +14,7 @@ from typing import Any, get_args
 import graftml
 import numpy as np
 import pytest
-from graftml import _uploads
+from graftml import _answers, _uploads
 from graftml.testing import FakeGraft
 from graftml_stubs.v1 import dataset_pb2 as pb
 from PIL import Image
@@ -68,7 +68,7 @@ def test_a_summary_has_every_reason_and_one_that_is_too_new() -> None:
             case_sensitive_labels=True,
         )
     )
-    dataset = _uploads.stored_as(message)
+    dataset = _answers.dataset(message.dataset)
     known = [name for name in get_args(graftml.LeftOutReason) if name != "unknown"]
     reasons = [row.reason for row in dataset.summary.left_out]
     assert reasons == ["unknown", *known, "unknown"]

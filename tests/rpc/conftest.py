@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from graftml import _async
+from graftml import _async_io
 from graftml_stubs.v1 import (
     backbone_pb2_grpc,
     dataset_pb2,
@@ -64,7 +64,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """No peer is given up because the machine is slow; a test of such a limit sets it."""
     monkeypatch.setattr(interceptor, "_STATUS_TIMEOUT_S", GUARD_S)
     monkeypatch.setattr(server, "_HANDSHAKE_S", GUARD_S)
-    monkeypatch.setattr(_async, "_STATUS_LOOKS", round(GUARD_S / _async._LOOK_S))
+    monkeypatch.setattr(_async_io, "_STATUS_LOOKS", round(GUARD_S / _async_io._LOOK_S))
 
 
 def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
@@ -276,7 +276,7 @@ def held_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 async def refusal(call: Any) -> Refusal:
     """Awaits a call, or reads a stream, that must be refused."""
     # The server's own status, though gRPC may set another for a call that is still sent to.
-    end = _async.End(call) if isinstance(call, aio.Call) else None
+    end = _async_io.End(call) if isinstance(call, aio.Call) else None
     with pytest.raises(aio.AioRpcError) as caught:  # noqa: PT012 - a stream is read in a loop
         if hasattr(call, "__aiter__"):
             async for _ in call:

@@ -8,7 +8,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.rpc import status_pb2
-from graftml._async import End
+from graftml._async_io import End
 from graftml_stubs.v1 import backbone_pb2 as bb
 from graftml_stubs.v1 import dataset_pb2 as ds
 from graftml_stubs.v1 import fine_tuning_pb2 as ft

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from graftml._async import End
+from graftml._async_io import End
 from graftml_stubs.v1 import dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from grpc import aio
 

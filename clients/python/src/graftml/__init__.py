@@ -5,9 +5,11 @@ Light: needs gRPC and protobuf alone. `graftml.testing` holds a server for tests
 """
 
 from graftml import _version
-from graftml._jobs import AsyncJobHandle, AsyncRankingHandle, JobHandle, RankingHandle
-from graftml.aio import AsyncClient
-from graftml.client import Client
+from graftml._async.client import AsyncClient
+from graftml._async.fine_tuning import AsyncJobHandle, AsyncRankingHandle
+from graftml._outcomes import JobCancelled, JobFailed
+from graftml._sync.client import Client
+from graftml._sync.fine_tuning import JobHandle, RankingHandle
 from graftml.errors import (
     Aborted,
     AlreadyExists,
@@ -19,8 +21,6 @@ from graftml.errors import (
     GraftError,
     Internal,
     InvalidArgument,
-    JobCancelled,
-    JobFailed,
     NotAllowed,
     NotFound,
     Reason,

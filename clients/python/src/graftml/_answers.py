@@ -328,11 +328,6 @@ def rollback(message: model_pb2.RollbackAliasResponse) -> types.Rollback:
     return types.Rollback(model(message.model), message.from_version, message.to_version)
 
 
-def report(message: model_pb2.GetReportResponse) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(message.content)
-    return value
-
-
 def predictions(message: prediction_pb2.PredictResponse) -> list[list[types.Prediction]]:
     return [
         [_prediction(result, answer) for result in answer.results] for answer in message.answers

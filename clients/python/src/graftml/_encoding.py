@@ -22,12 +22,18 @@ from typing import (
     is_typeddict,
 )
 
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
 from graftml._files import shown
 from graftml.errors import GraftError, InvalidArgument, invalid
 
 P = ParamSpec("P")
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
+_UNFIT: Final = (AttributeError, OverflowError, TypeError, ValueError)
+"""The errors that protobuf raises for what a field cannot hold."""
 _NUMBERS: Final[dict[Any, Any]] = {int: Integral, float: Real}
 _WORDS: Final[dict[Any, str]] = {
     str: "text",
@@ -35,6 +41,39 @@ _WORDS: Final[dict[Any, str]] = {
     float: "a number",
     bool: "True or False",
 }
+
+
+def message(kind: type[M], **fields: Any) -> M:
+    """Makes a message; raises InvalidArgument that names the field that cannot hold its value."""
+    try:
+        return kind(**fields)
+    except UnicodeEncodeError as error:
+        raise _not_text(error, "") from error
+    except _UNFIT as error:
+        for name, value in fields.items():
+            try:
+                kind(**{name: value})
+            except _UNFIT:
+                wanted = _held(kind.DESCRIPTOR.fields_by_name[name])
+                raise _unfit(name, value, wanted) from error
+        raise invalid(f"an argument cannot be sent: {error}") from error
+
+
+def _held(field: Any) -> str:
+    """Says what a field takes."""
+    entry = field.message_type if field.type == FieldDescriptor.TYPE_MESSAGE else None
+    if entry is not None and entry.GetOptions().map_entry:
+        key, value = entry.fields_by_name["key"], entry.fields_by_name["value"]
+        return f"a dict of {_held(key)} to {_held(value)}"
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        one = _WORDS[str]
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        one = _WORDS[bool]
+    elif field.cpp_type in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
+        one = _WORDS[float]
+    else:
+        one = _WORDS[int]
+    return f"a list, each {one}" if field.is_repeated else one
 
 
 def encoding(build: Callable[P, T]) -> Callable[P, T]:
@@ -48,7 +87,7 @@ def encoding(build: Callable[P, T]) -> Callable[P, T]:
             raise
         except UnicodeEncodeError as error:
             raise _not_text(error, "") from error
-        except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        except _UNFIT as error:
             given = inspect.signature(build).bind(*args, **kwargs).arguments
             raise _wrong(given, build.__annotations__, error) from error
 
@@ -81,9 +120,13 @@ def _wrong(given: Mapping[str, Any], hints: Mapping[str, Any], error: Exception)
     if found is None:
         return invalid(f"an argument cannot be sent: {error}")
     name, value, hint = found
+    return _unfit(name, value, _described(hint))
+
+
+def _unfit(name: str, value: object, wanted: str) -> InvalidArgument:
     text = repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
-    return invalid(f"{name} is {text}: it must be {_described(hint)}", name)
+    return invalid(f"{name} is {text}: it must be {wanted}", name)
 
 
 def _misfits(

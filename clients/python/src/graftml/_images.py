@@ -9,11 +9,12 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, Final, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final
 
 from graftml_stubs.v1 import prediction_pb2 as pb
 
 from graftml import _requests
+from graftml._data import ArrayImage, ImageLike, PilImage
 from graftml._encoding import encoding
 from graftml._files import is_open_file, read_open, read_path
 from graftml._options import Decision
@@ -33,38 +34,6 @@ _PNG_MODES: Final = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
 _MOST_GREY: Final = 65535
 _BITS_PER_SAMPLE, _MOST_VALUE = 258, 281
 """Tags of TIFF that say how many bits of 16 are used."""
-
-
-@runtime_checkable
-class PilImage(Protocol):
-    """A `PIL.Image.Image`."""
-
-    @property
-    def mode(self) -> str: ...
-    @property
-    def size(self) -> tuple[int, int]: ...
-    def convert(self, mode: str) -> Any: ...
-    def save(self, fp: Any, format: str, **options: Any) -> None: ...
-    def tobytes(self) -> bytes: ...
-
-
-@runtime_checkable
-class ArrayImage(Protocol):
-    """A NumPy array, or what looks like one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> Any: ...
-    def tobytes(self) -> bytes: ...
-
-
-ImageLike: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | PilImage | ArrayImage
-)
-"""A path, the bytes of an image file, such a file opened to be read as bytes, a PIL image, or
-an array: `[height, width, 3]` of uint8 or of float32 from 0 to 1, or grey `[height, width]` of
-uint16, of as many bits as the model was trained on."""
 
 
 def as_many(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:

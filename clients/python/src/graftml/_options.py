@@ -6,10 +6,9 @@ service answers with.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
-if TYPE_CHECKING:
-    from graftml._uploads import Target
+from graftml._data import Target
 
 Device = Literal["auto", "cpu", "cuda"]
 Framing = Literal["auto", "crop", "whole", "compare"]
@@ -32,13 +31,6 @@ Decision = Literal["argmax", "balanced"] | Thresholds
 """How probabilities become an answer: the most probable class; the one whose probability is the
 largest multiple of its share in the training, so that every class counts the same; or the most
 probable of those that reach their threshold, or none."""
-
-
-@dataclass(frozen=True)
-class ServerPath:
-    """Images that lie on the server's disk: a folder or an archive there."""
-
-    path: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ class DomainAdaptation:
     learned from.
     """
 
-    target: "Target"
+    target: Target
     """A folder or an archive with images at any depth, images, a `Dataset` or its id, or a
     `ServerPath`."""
     technique: Technique = "auto"
@@ -238,7 +230,7 @@ class FineTuneOptions(TypedDict, total=False):
     train_from_stage: str
     freeze_batch_norm: bool | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
-    target: "Target"
+    target: Target
     technique: Technique
     always_adapt: bool
     evaluate_on_target: bool

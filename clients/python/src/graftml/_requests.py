@@ -15,6 +15,7 @@ from graftml_stubs.v1 import decision_pb2
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
 from graftml import types
+from graftml._encoding import encoding
 from graftml.errors import InvalidArgument, invalid
 
 W = TypeVar("W")
@@ -70,6 +71,7 @@ _CHOICES: dict[str, dict[Any, Any]] = {
 _HYPERPARAMETERS = {name for kind in _METHODS.values() for name in kind.__dataclass_fields__}
 
 
+@encoding
 def fine_tune(
     data: str | types.ServerPath,
     name: str,
@@ -128,6 +130,7 @@ def identified(options: types.FineTuneOptions) -> types.FineTuneOptions:
     return {**options, "request_id": options.get("request_id") or str(uuid.uuid4())}
 
 
+@encoding
 def rank_backbones(
     data: str | types.ServerPath,
     backbones: Iterable[str | types.PretrainedBackbone],
@@ -311,14 +314,15 @@ def _base(base: types.BaseVersion | int | str | None) -> pb.BaseVersion | None:
     return pb.BaseVersion(model=base.model, **which(base.version, base.alias))
 
 
-def states(given: Any) -> list[pb.JobState]:
+@encoding
+def states(states: Iterable[str] | str) -> list[pb.JobState]:
     """Job states by name, in any case."""
     numbers: dict[str, Any] = {
         str(state): pb.JobState.Value(f"JOB_STATE_{state}")
         for state in types.JobState
         if state is not types.JobState.UNKNOWN
     }
-    names = [given] if isinstance(given, str) else given
+    names = [states] if isinstance(states, str) else states
     return [_choice("states", str(name).upper(), numbers) for name in names]
 
 
@@ -337,6 +341,8 @@ def which(version: int | None, alias: str | None) -> dict[str, Any]:
 
 def version_of(model: str, version: int | None, alias: str | None) -> dict[str, Any]:
     """The `model` and the `which` of a request; refuses a name with a version in it."""
+    if not isinstance(model, str):
+        raise invalid(f"model is {model!r}: it must be text", "model")
     name, at, after = model.partition("@")
     if not at:
         name, _, after = model.partition(":")

@@ -19,28 +19,23 @@ from typing import Any, Final, TypeAlias
 
 from graftml_stubs.v1 import dataset_pb2 as pb
 
-from graftml import _answers, _rpcs, types
+from graftml import types
+from graftml._data import (
+    ArrayImage,
+    Data,
+    ImageLike,
+    Labelled,
+    PilImage,
+    Target,
+    Unlabelled,
+    Uploadable,
+)
 from graftml._encoding import encodable, encoding
 from graftml._files import is_open_file, opening, plain
-from graftml._images import ArrayImage, ImageLike, PilImage, to_file
-from graftml._rpcs import Rpc
+from graftml._images import to_file
 from graftml.errors import InvalidArgument, invalid
 
 CHUNK_BYTES: Final = 256 * 2**10
-
-Labelled: TypeAlias = tuple[str, ImageLike] | tuple[str, ImageLike, str | None]
-"""A label and an image, and the name of the group of images that it belongs to, if any."""
-Uploadable: TypeAlias = str | os.PathLike[str] | Iterable[Labelled]
-"""A folder with a folder per class, a .tar, .tar.gz or .zip archive of one, or pairs of a label
-and an image; a third place in a pair names the group of images that belong together."""
-Unlabelled: TypeAlias = str | os.PathLike[str] | Iterable[ImageLike | Labelled]
-"""A folder or an archive with images at any depth, or images; a label beside one is left
-out."""
-Data: TypeAlias = Uploadable | types.Dataset | types.ServerPath
-"""What `fine_tune` learns from. A `str` that begins with "ds-" is the id of a dataset; write a
-folder of such a name as a `Path`."""
-Target: TypeAlias = Unlabelled | types.Dataset | types.ServerPath
-"""The target of a `DomainAdaptation`, as `Data`; with `evaluate_on_target` it has labels too."""
 
 OnProgress: TypeAlias = Callable[[int, int | None], None]
 """Called with the bytes that were sent so far, and with all there are (None: not known)."""
@@ -53,7 +48,8 @@ class Upload:
     messages: Callable[[], Iterator[Any]]
     """Starts from the beginning; errors of the disk come out of the iteration."""
     is_repeatable: bool
-    rpc: Rpc[Any, Any] = _rpcs.UPLOAD_DATASET
+    is_addition: bool = False
+    """To a dataset that is there."""
 
 
 def stored(
@@ -99,11 +95,6 @@ def there(source: str | types.ServerPath | Upload) -> str | types.ServerPath:
     return "" if isinstance(source, Upload) else source
 
 
-def stored_as(answer: pb.UploadDatasetResponse | pb.AddImagesResponse) -> types.Dataset:
-    """What an upload became."""
-    return _answers.dataset(answer.dataset)
-
-
 def id_of(dataset: types.Dataset | str) -> str:
     """Returns a dataset's id; raises InvalidArgument for what is neither one nor a dataset."""
     if isinstance(dataset, types.Dataset):
@@ -144,7 +135,7 @@ def more(
                 case "end":
                     yield pb.AddImagesRequest(end=message.end)
 
-    return Upload(messages, upload.is_repeatable, _rpcs.ADD_IMAGES)
+    return Upload(messages, upload.is_repeatable, is_addition=True)
 
 
 def prepare(

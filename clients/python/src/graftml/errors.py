@@ -8,14 +8,11 @@ name that a newer service knows), empty where the service did not say.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
-
-if TYPE_CHECKING:
-    from graftml.types import Job
 
 DOMAIN = "graft"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -164,32 +161,6 @@ class Aborted(GraftError):  # noqa: N818
 
 class Internal(GraftError):  # noqa: N818
     """A fault of the service; the message holds an id that its log holds too."""
-
-
-def _named(job: "Job") -> str:
-    return f"job {job.job_id} of model {job.model}" if job.model else f"ranking {job.job_id}"
-
-
-class JobFailed(GraftError):  # noqa: N818
-    """A job ended without a result; `job` is how it ended."""
-
-    def __init__(self, job: "Job") -> None:
-        cause = job.error
-        why = cause.message if cause else "the service did not say why"
-        super().__init__(
-            f"{_named(job)} failed: {why}",
-            reason=cause.reason if cause else "",
-            code=cause.code if cause else grpc.StatusCode.UNKNOWN,
-        )
-        self.job = job
-
-
-class JobCancelled(GraftError):  # noqa: N818
-    """A job was cancelled before it ended; `job` is how it ended."""
-
-    def __init__(self, job: "Job") -> None:
-        super().__init__(f"{_named(job)} was cancelled", code=grpc.StatusCode.CANCELLED)
-        self.job = job
 
 
 KINDS: dict[grpc.StatusCode, type[GraftError]] = {

@@ -14,6 +14,19 @@ from typing import Any, Literal, TypedDict
 from graftml_stubs.v1.fine_tuning_pb2 import FineTuneRequest, RankBackbonesRequest
 
 from graftml._backbones import Backbone
+from graftml._data import (
+    AffectedVersion,
+    ClassCount,
+    Dataset,
+    DatasetImage,
+    Erasure,
+    LeftOut,
+    LeftOutFile,
+    LeftOutReason,
+    ReadSummary,
+    ServerPath,
+    Split,
+)
 from graftml._figures import Figure, GateCheck, MeasuredOn, Verdict, VersionPublished
 from graftml._options import (
     Augmentation,
@@ -31,7 +44,6 @@ from graftml._options import (
     Method,
     ModelBased,
     PretrainedBackbone,
-    ServerPath,
     ServingPrecision,
     Technique,
     Thresholds,
@@ -114,9 +126,6 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
-Split = Literal["", "train", "val", "test"]
-
-
 @dataclass(frozen=True)
 class Progress:
     """The job got on. Stages: preparing, features, training, exporting, checking, publishing."""
@@ -160,82 +169,6 @@ class EpochMetrics:
     eta_s: float
     """Until the training's end, as planned."""
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """How many images a class has; all count as `train` where no split is named."""
-
-    label: str
-    train: int
-    validation: int
-    test: int = 0
-
-
-LeftOutReason = Literal[
-    "unreadable",
-    "wrong_format",
-    "link",
-    "hidden",
-    "system",
-    "stray",
-    "copy",
-    "contradiction",
-    "erased",
-    "unknown",
-]
-"""Why a file is not among the images of a dataset; "unknown" to a client that is too old."""
-
-
-@dataclass(frozen=True)
-class LeftOutFile:
-    """A file that was left out, its name relative to the dataset."""
-
-    path: str
-    label: str
-    """Its class; empty where it lies in none."""
-    reason: LeftOutReason
-    detail: str
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Counts the files of one class that were left out for one reason."""
-
-    reason: LeftOutReason
-    label: str
-    count: int
-
-
-@dataclass(frozen=True)
-class ReadSummary:
-    """Says what became of every file that was sent: each seen is either used or left out."""
-
-    seen_count: int = 0
-    used_count: int = 0
-    left_out: tuple[LeftOut, ...] = ()
-    files: tuple[LeftOutFile, ...] = ()
-    """The first 100 that were left out."""
-    nested_count: int = 0
-    """Used images that lie in folders below their class."""
-    warnings: tuple[str, ...] = ()
-    """What to look at, in words, though the images are used."""
-
-    @property
-    def left_out_count(self) -> int:
-        """Counts the files that were left out."""
-        return self.seen_count - self.used_count
-
-    def __str__(self) -> str:
-        """Returns one line: "41 of 44 files are used; left out: 2 links, 1 hidden"."""
-        counts: dict[str, int] = {}
-        for row in self.left_out:
-            counts[row.reason] = counts.get(row.reason, 0) + row.count
-        listed = ", ".join(
-            f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items()
-        )
-        text = f"{self.used_count} of {self.seen_count} files are used"
-        return f"{text}; left out: {listed}" if listed else text
 
 
 @dataclass(frozen=True)
@@ -348,62 +281,6 @@ class BackboneRanking:
     """Why the first is first, for people."""
     image_count: int
     """How many images were scored on."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A stored set of images; its name and its summary are of their newest upload."""
-
-    dataset_id: str
-    display_name: str
-    digest: str
-    create_time: datetime | None
-    size_bytes: int
-    classes: tuple[ClassCount, ...]
-    image_count: int
-    summary: ReadSummary
-    is_unlabelled: bool = False
-    """It has no classes: it can be the target of a domain adaptation alone."""
-    case_sensitive_labels: bool = False
-    """Its class names may differ in upper and lower case alone."""
-    erased_image_count: int = 0
-    """How many of its images were erased since; they count in the digest and nowhere else."""
-
-
-@dataclass(frozen=True)
-class DatasetImage:
-    """One image of a dataset."""
-
-    digest: str
-    """sha256 of its file, lower-case hex."""
-    name: str
-    """Relative to the dataset as it was sent."""
-    label: str
-    """Its class; "" where it has none."""
-    split: Split | Literal["unknown"]
-    """ "" where the dataset names none; "unknown" to a client that is too old."""
-    group: str
-    """Names the images that it belongs together with; "" for none."""
-    size_bytes: int
-    is_erased: bool = False
-    """Only its digest, class, split and group are known any more."""
-
-
-@dataclass(frozen=True)
-class AffectedVersion:
-    """A version of a model that learned from an image, or was measured on it."""
-
-    model: str
-    version: int
-
-
-@dataclass(frozen=True)
-class Erasure:
-    """What had an image that was erased."""
-
-    dataset_ids: tuple[str, ...]
-    versions: tuple[AffectedVersion, ...]
-    """They are as they were: to be rid of what they learned, train again and delete them."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from pathlib import Path
 import grpc
 
 from graftml._channel import is_loopback
+from graftml._outcomes import JobCancelled, JobFailed
 from graftml.cli._arguments import Arguments, Usage, parse
 from graftml.cli._codes import Code
 from graftml.cli._commands import in_commands
 from graftml.cli._output import Output, RichMissing, complain, warn
 from graftml.client import Client
-from graftml.errors import GraftError, InvalidArgument, JobCancelled, JobFailed
+from graftml.errors import GraftError, InvalidArgument
 
 
 def main(argv: Sequence[str] | None = None) -> int:

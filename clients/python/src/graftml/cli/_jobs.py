@@ -3,13 +3,12 @@
 import argparse
 from typing import Any
 
-from graftml._jobs import RankingHandle
 from graftml.cli._commands import in_commands
 from graftml.cli._output import Output
 from graftml.cli._times import clock, percent
 from graftml.cli._times import times as stage_times
 from graftml.cli._watching import Watching, figures_of, follow, tell
-from graftml.client import Client
+from graftml.client import Client, RankingHandle
 from graftml.types import Job
 
 _STATES = ["queued", "running", "succeeded", "failed", "cancelled"]

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from graftml import types
-from graftml._jobs import JobHandle
 from graftml.cli._codes import Code
 from graftml.cli._output import Output, complain, warn
+from graftml.client import JobHandle
 
 if TYPE_CHECKING:
     from graftml.cli._bar import Bar
