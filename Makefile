@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check lock audit soak fuzz clean
+.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check dist dist-check lock audit soak fuzz clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,16 @@ stubs: $(VENV)/.installed-dev  ## Generate the Python stubs from proto/, and the
 stubs-check: $(VENV)/.installed-dev  ## Fail when what is generated is stale
 	$(PY) -m proto.generate --check
 	$(PY) -m clients.generate_sync --check
+
+# Sources first, then wheels out of these, so that nothing is taken from the folder by chance.
+dist: $(VENV)/.installed-dev  ## Build what is installed with pip: wheels and sources, in dist/
+	rm -rf dist build
+	for project in proto/python clients/python .; do \
+	  $(PY) -m build --no-isolation --outdir dist $$project || exit; done
+
+PYTHONS ?=
+dist-check: dist  ## Install the wheels elsewhere and try them (PYTHONS="python3.13 ...": network)
+	$(PY) deploy/try_wheels.py dist $(PYTHONS)
 
 $(VENV)/.installed-audit: $(VENV)/.installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[audit]"

@@ -7,10 +7,11 @@ that there is no second list to keep. Versions are those of the environment that
 it runs in, for these were tested; what is not installed there is the newest that
 fits. To move on: make the environment anew, test, and lock.
 
-On the CPU onnxruntime stands in for onnxruntime-gpu, the same package without
-CUDA, and the extra `openvino` comes along. PyTorch without CUDA comes from an
-index of its own, whose files are others than the usual index's: `cpu-torch.txt` has
-their versions, and their hashes too when TORCH_INDEX_URL names that index.
+The image for the CPU has onnxruntime and the extra `openvino`, that for GPUs
+onnxruntime-gpu, the same package with CUDA, whatever machine they are for. PyTorch
+without CUDA comes from an index of its own, whose files are others than the usual
+index's: `cpu-torch.txt` has their versions, and their hashes too when TORCH_INDEX_URL
+names that index.
 """
 
 import os
@@ -28,6 +29,7 @@ PROJECTS = (
     Path("pyproject.toml"),
 )
 LOCKS = Path("deploy/locks")
+_RUNTIME = {"cpu": "onnxruntime", "gpu": "onnxruntime-gpu"}
 PYTHON = "3.11"
 """That of the image."""
 
@@ -46,11 +48,10 @@ def requirements(root: Path, device: str) -> Iterator[str]:
         extras = project.get("optional-dependencies", {}).get("openvino", [])
         for requirement in project["dependencies"] + (extras if device == "cpu" else []):
             name = _name(requirement)
-            if name in ours:
-                continue
-            if name == "onnxruntime-gpu" and device == "cpu":
-                yield requirement.replace(name, "onnxruntime", 1)
-            else:
+            if name == _RUNTIME[device]:
+                # On whatever machine the image is for.
+                yield requirement.partition(";")[0]
+            elif name not in ours and name not in _RUNTIME.values():
                 yield requirement
 
 
