@@ -47,7 +47,8 @@ class Config:
     )
     access_file: Path | None = _setting(
         None,
-        "Tenants, tokens, roles and quotas, TOML (docs/access.md); read again when it changes",
+        "Tenants, tokens, roles and quotas, TOML (docs/how-to/access.md); read again when it "
+        "changes",
     )
     allow_unauthenticated: Literal["no", "yes"] = _setting(
         "no",
@@ -331,9 +332,9 @@ def _check_access(config: Config) -> None:
         raise BadConfig(
             f"--host is {config.host}, which other machines may reach, and nothing says who may "
             "call: anybody could train, read and delete. Set --access-file to a file of tokens "
-            "(graft-token makes one; docs/access.md), or --tls-client-ca-file to let in those who "
-            "show a certificate, or --allow-unauthenticated yes if all who reach the address may "
-            "do everything, or --host 127.0.0.1 (each is also a GRAFT_ variable)"
+            "(graft-token makes one; docs/how-to/access.md), or --tls-client-ca-file to let in "
+            "those who show a certificate, or --allow-unauthenticated yes if all who reach the "
+            "address may do everything, or --host 127.0.0.1 (each is also a GRAFT_ variable)"
         )
 
 
