@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check lock audit soak fuzz clean
+.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check reference lock audit soak fuzz clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ stubs: $(VENV)/.installed-dev  ## Generate the Python stubs from proto/
 
 stubs-check: $(VENV)/.installed-dev  ## Fail when the committed stubs do not fit proto/
 	$(PY) -m proto.generate --check
+
+reference: $(VENV)/.installed-dev  ## Write docs/reference/ from the code
+	$(PY) -m docs.generate
 
 $(VENV)/.installed-audit: $(VENV)/.installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[audit]"

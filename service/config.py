@@ -30,7 +30,7 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Holds all settings; their texts are also the help's and the README's."""
+    """Holds all settings; their texts are also the help's and the reference's."""
 
     host: str = _setting("127.0.0.1", "Address that the gRPC port listens on")
     port: int = _setting(50051, "gRPC port; 0 picks a free one", low=0, high=65535)
@@ -298,7 +298,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
 
 
 def table() -> str:
-    """Returns the settings as a Markdown table, for the README."""
+    """Returns the settings as a Markdown table, for docs/reference/settings.md."""
     rows = ["| Variable | Flag | Default | Meaning |", "| --- | --- | --- | --- |"]
     for f in fields(Config):
         default = _show(f.default)
