@@ -22,6 +22,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from docs.report_fields import PLAIN
 from service import config
+from service.__main__ import command_line
 from service.auth.principal import RULES
 from service.errors import KINDS, Reason
 from service.ops.metrics import Metrics
@@ -188,6 +189,20 @@ name:
 {_commands(parser, shared)}"""
 
 
+def server_commands() -> str:
+    """Returns the page of the command `graft-server`."""
+    parser = command_line()
+    flags = {config._flag(f) for f in config.Config.__dataclass_fields__}
+    return f"""# The command `graft-server`
+
+Installed with `pip install graftml-server`. Commands that take the server's settings take them as
+flags, from the environment and from a file: [settings](settings.md).
+
+{_epilog(parser)}
+
+{_commands(parser, flags)}"""
+
+
 def _epilog(parser: argparse.ArgumentParser) -> str:
     return f"```text\n{parser.epilog.strip()}\n```" if parser.epilog else ""
 
@@ -336,6 +351,7 @@ def _kind(kind: typing.Any) -> str:
 PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "settings.md": ("service/config.py", settings),
     "graft.md": ("the command's arguments", client_commands),
+    "graft-server.md": ("the command's arguments", server_commands),
     "metrics.md": ("service/ops/metrics.py", metrics),
     "errors.md": ("proto/graft/v1/error_reason.proto", errors),
     "report.md": ("trainer/reporting", report),
