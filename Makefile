@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check dist dist-check lock audit soak fuzz clean
+.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check reference dist dist-check lock audit soak fuzz clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ dist: $(VENV)/.installed-dev  ## Build what is installed with pip: wheels and so
 PYTHONS ?=
 dist-check: dist  ## Install the wheels elsewhere and try them (PYTHONS="python3.13 ...": network)
 	$(PY) deploy/try_wheels.py dist $(PYTHONS)
+
+reference: $(VENV)/.installed-dev  ## Write docs/reference/ from the code
+	$(PY) -m docs.generate
 
 $(VENV)/.installed-audit: $(VENV)/.installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[audit]"

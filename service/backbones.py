@@ -74,7 +74,7 @@ class Backbone:
     is not known."""
     holds_in_int8: bool = False
     """Whether heads on its features in int8 were shown to be as good as on those in fp32, with its
-    default weights (docs/quality.md): jobs then take int8 where nobody chose."""
+    default weights (docs/evidence/quality.md): jobs then take int8 where nobody chose."""
     licence: str = ""
     """Of the weights, as their publisher names it; "" where timm says."""
 

@@ -30,7 +30,7 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Holds all settings; their texts are also the help's and the README's."""
+    """Holds all settings; their texts are also the help's and the reference's."""
 
     host: str = _setting("127.0.0.1", "Address that the gRPC port listens on")
     port: int = _setting(50051, "gRPC port; 0 picks a free one", low=0, high=65535)
@@ -47,7 +47,8 @@ class Config:
     )
     access_file: Path | None = _setting(
         None,
-        "Tenants, tokens, roles and quotas, TOML (docs/access.md); read again when it changes",
+        "Tenants, tokens, roles and quotas, TOML (docs/how-to/access.md); read again when it "
+        "changes",
     )
     allow_unauthenticated: Literal["no", "yes"] = _setting(
         "no",
@@ -297,7 +298,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
 
 
 def table() -> str:
-    """Returns the settings as a Markdown table, for the README."""
+    """Returns the settings as a Markdown table, for docs/reference/settings.md."""
     rows = ["| Variable | Flag | Default | Meaning |", "| --- | --- | --- | --- |"]
     for f in fields(Config):
         default = _show(f.default)
@@ -331,9 +332,9 @@ def _check_access(config: Config) -> None:
         raise BadConfig(
             f"--host is {config.host}, which other machines may reach, and nothing says who may "
             "call: anybody could train, read and delete. Set --access-file to a file of tokens "
-            "(graft-token makes one; docs/access.md), or --tls-client-ca-file to let in those who "
-            "show a certificate, or --allow-unauthenticated yes if all who reach the address may "
-            "do everything, or --host 127.0.0.1 (each is also a GRAFT_ variable)"
+            "(graft-token makes one; docs/how-to/access.md), or --tls-client-ca-file to let in "
+            "those who show a certificate, or --allow-unauthenticated yes if all who reach the "
+            "address may do everything, or --host 127.0.0.1 (each is also a GRAFT_ variable)"
         )
 
 

@@ -388,7 +388,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     calibrated: bool
     """Whether the probabilities were shown to be right on images that nothing was learned from."""
     calibration_note: str = ""
-    """Why not, for people."""
+    """Why they were not, for people."""
     dataset_digest: str
     reading: ReadSummary = ReadSummary()
     """What became of the files of its data, those of its base not counted."""

@@ -7,9 +7,11 @@ class QuantisationCost(msgspec.Struct, frozen=True, kw_only=True):
     """A version's price of int8 and its gain, by images that neither form learned from."""
 
     images: int
+    """Images that were compared."""
     groups: int
     """Of images that belong together among them."""
     fp32_accuracy: float
+    """Accuracy in fp32."""
     accuracy_difference: float
     """Accuracy in int8 minus that in fp32."""
     accuracy_difference_low: float
@@ -22,3 +24,4 @@ class QuantisationCost(msgspec.Struct, frozen=True, kw_only=True):
     fp32_ms: float
     """Of an image on one core of the machine that made the version, decoding left out."""
     int8_ms: float
+    """The same in int8."""

@@ -30,6 +30,7 @@ class ClassMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """One class's figures, each with its 95 % interval; a ratio without a denominator is None."""
 
     label: str
+    """Name of the class."""
     support: int
     """Images of the class that were measured on."""
     answered: int
@@ -39,12 +40,15 @@ class ClassMetrics(msgspec.Struct, frozen=True, kw_only=True):
     unanswered: int
     """Images of the class that were answered with none."""
     precision: float | None
+    """Fraction of the images classified as it that are of the class."""
     precision_low: float | None
     precision_high: float | None
     recall: float | None
+    """Fraction of the class's images that are classified as it."""
     recall_low: float | None
     recall_high: float | None
     f1: float | None
+    """Harmonic mean of precision and recall."""
     f1_low: float | None
     f1_high: float | None
     auroc: float | None
@@ -58,11 +62,13 @@ class CoverageRow(msgspec.Struct, frozen=True, kw_only=True):
     """How often answers are right if only those of at least some probability are acted on."""
 
     threshold: float
+    """Least probability of an answer that is acted on."""
     answered: int
     """Images whose answer has at least that probability; never 0."""
     coverage: float
     """The same as a part of all images, 0 to 1."""
     right: int
+    """Images of those that are classified correctly."""
     precision: float
     """The part of the answered ones that is right."""
     precision_low: float
@@ -73,11 +79,13 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     """Figures over all images that were measured on, each with its 95 % interval."""
 
     count: int
+    """Images."""
     groups: int
     """Groups of images that belong together; a lone image is one."""
     effective_count: float
     """Lone images that would tell the accuracy as exactly."""
     accuracy: float
+    """Fraction of the images that are classified correctly."""
     accuracy_low: float
     accuracy_high: float
     unanswered: int
@@ -103,6 +111,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     calibration_error: float
     """Expected calibration error over bins of as many images, see `calibration.expected_error`."""
     classes: list[ClassMetrics]
+    """Figures of each class."""
     confusion: list[list[int]]
     """Rows are true classes, columns answered ones; what is answered with none is in no column."""
     coverage: list[CoverageRow]

@@ -186,8 +186,8 @@ class Job:
             self._frozen = self._features_of(made)
             self.precision_note = (
                 "int8 where nobody chose: heads on this backbone were shown to lose little by it "
-                "(docs/quality.md). What it costs this version is measured where the request "
-                "names it"
+                "(docs/evidence/quality.md). What it costs this version is measured where the "
+                "request names it"
             )
             self.frozen_file = made.path
         else:

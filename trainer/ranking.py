@@ -5,8 +5,8 @@ features, which is what a head will be measured by, and by LogME, which learns f
 at once and charges for features that explain nothing. The loss sorts; among those within one
 standard error of the least, where it hardly tells, LogME does. What is too close to the first to
 call (within a standard error of its loss, and less than a strong lead of LogME) is decided by
-cost, unless images are few. How often that is right and what it costs: `docs/log.md`. What
-cannot be scored is listed last, with its problem, and fails nothing else.
+cost, unless images are few. How often that is right and what it costs: `docs/explanation/log.md`.
+What cannot be scored is listed last, with its problem, and fails nothing else.
 """
 
 import math

@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help="of data sets")
     parser.add_argument("--keep", type=Path, default=ROOT / ".quality", help="where features stay")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "quality.md")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "evidence" / "quality.md")
     parser.add_argument("--jobs", type=int, default=480, help="whose reports are checked, about")
     parser.add_argument("--draws", type=int, default=10, help="held against scikit-learn, a size")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))

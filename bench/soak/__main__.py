@@ -9,7 +9,7 @@ give up. Every call has outcomes that are right for it; any other is a finding, 
 a job or a version that is lost, a store that the disk does not bear out, or a server
 that does not end well. Exits with 1 when there is one. FOLDER holds JPEG photos in a
 folder per class; without one the photographs of scikit-learn are cut to pieces.
-docs/soak.md tells how to read what comes out.
+docs/evidence/soak.md tells how to read what comes out.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The access file: its format (TOML, docs/access.md), read and checked.
+"""The access file: its format (TOML, docs/how-to/access.md), read and checked.
 
 It holds hashes of secrets and never a secret, and its errors quote no value that
 could be one.

@@ -1,6 +1,6 @@
 """Turns an image, encoded or decoded, into the `uint8 [size, size, 3]` that a backbone takes.
 
-Training and serving both come through here, so there is no skew between them; docs/export.md
+Training and serving both come through here, so there is no skew between them; docs/how-to/export.md
 shows the same in a few lines of Pillow, for exported models. Every function may be called
 from any thread; Pillow and pi-heif release the GIL while they decode and resize.
 

@@ -1,4 +1,4 @@
-"""Imports run one way; the law stands in docs/structure.md."""
+"""Imports run one way; the law stands in docs/explanation/structure.md."""
 
 import ast
 import subprocess

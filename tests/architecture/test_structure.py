@@ -1,4 +1,4 @@
-"""docs/structure.md lists every module of the service where it lies."""
+"""docs/explanation/structure.md lists every module of the service where it lies."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "service"
-STRUCTURE = (ROOT / "docs" / "structure.md").read_text("utf-8")
+STRUCTURE = (ROOT / "docs" / "explanation" / "structure.md").read_text("utf-8")
 ENTRY = re.compile(r"^    (\w+/|\w+\.py) (.*(?:\n {20}.*)*)", re.MULTILINE)
 
 

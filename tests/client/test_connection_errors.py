@@ -1,4 +1,4 @@
-"""Makes each mistake of docs/connection_errors.md with a real listener, and compares the errors."""
+"""Makes each mistake of docs/how-to/connection_errors.md with a real listener."""
 
 import socket
 import threading
@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from service.ops.metrics_server import MetricsServer
 from tests.certificates import Authority, Pair
 
-TABLE = Path(__file__).parents[2] / "docs/connection_errors.md"
+TABLE = Path(__file__).parents[2] / "docs/how-to/connection_errors.md"
 KNOWN, UNKNOWN = Authority("a known one"), Authority("an unknown one")
 SILENCE_S = 0.3
 """Waited for an answer that never comes, and for nothing else: no machine is too slow."""

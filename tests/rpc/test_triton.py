@@ -13,7 +13,7 @@ from tests.rpc.conftest import Service, image
 from tests.rpc.triton_descriptors import described
 
 HERE = Path(__file__).parent
-DOC = HERE.parents[1] / "docs/open_inference.md"
+DOC = HERE.parents[1] / "docs/reference/open_inference.md"
 GUARD_S = 600.0
 """Ends a process that hangs."""
 PYTHON = HERE.parents[1] / ".venv/triton/bin/python"

@@ -25,11 +25,11 @@ from trainer.reporting.findings import (
     Twins,
 )
 from trainer.reporting.label_errors import Suspect
-from trainer.reporting.left_out import LeftOut, LeftOutRow
+from trainer.reporting.left_out import LeftOutRow, LeftOutTable
 
 COUNTS = [ClassCount("ant", 50, 100), ClassCount("bee", 60, 100)]
 SUSPECT = Suspect(place=3, given=0, suggested=1, probability=0.9, margin=-0.8, chance=0.6)
-NOTHING = LeftOut(rows=[], seen=200, used=200)
+NOTHING = LeftOutTable(rows=[], seen=200, used=200)
 BAR = GateCheck(
     name="accuracy",
     verdict="passed",
@@ -69,7 +69,7 @@ def _said(
     counts: list[ClassCount] = COUNTS,
     gate: tuple[GateCheck, ...] = (),
     n: int = 200,
-    left_out: LeftOut = NOTHING,
+    left_out: LeftOutTable = NOTHING,
     in_groups_of: int = 1,
     copies: int = 0,
     **about: object,
@@ -315,7 +315,7 @@ def test_files_left_out_are_counted_with_their_commonest_reasons() -> None:
                                      ("it is a GIF", "bee", 2), ("it is cut off", "bee", 2),
                                      ("it is a TIFF", "bee", 1))
     ]  # fmt: skip
-    said = _said(left_out=LeftOut(rows=rows, seen=212, used=200))
+    said = _said(left_out=LeftOutTable(rows=rows, seen=212, used=200))
     assert _levels(
         said,
         "12 of 212 files were left out: it is a GIF (6); it is empty (3); it is cut off (2); and "

@@ -46,7 +46,7 @@ from trainer.features import Features
 from trainer.train import run
 
 ROOT = Path(__file__).parents[2]
-EXPORT = (ROOT / "docs" / "export.md").read_text()
+EXPORT = (ROOT / "docs" / "how-to" / "export.md").read_text()
 GUARD_S = 60.0
 GREYS = (np.arange(96 * 96, dtype=np.uint16).reshape(96, 96) % 4096).astype(np.uint16)
 FEATURES = 3 * 8 * 8
@@ -166,7 +166,7 @@ def exported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Pixels and probabilities by the program of docs/export.md, nothing else."""
+    """Pixels and probabilities by the program of docs/how-to/export.md, nothing else."""
     composed = export.compose(
         backbone.read_bytes(), heads.load(head_file.read_bytes()), {}, decoding
     )
@@ -180,14 +180,14 @@ def exported(
 def run_documented(
     composed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
-    """Runs the program of docs/export.md on an exported model; returns its names."""
+    """Runs the program of docs/how-to/export.md on an exported model; returns its names."""
     (tmp_path / "flowers.onnx").write_bytes(composed)
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(encode(gradient(40, 30), "JPEG"))
     monkeypatch.chdir(tmp_path)
     (program,) = re.findall(r"```python\n(.*?)```", EXPORT, re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(program, "docs/export.md", "exec"), names)
+    exec(compile(program, "docs/how-to/export.md", "exec"), names)
     return names
 
 

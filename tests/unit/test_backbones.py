@@ -105,7 +105,7 @@ def test_weights_that_a_backbone_cannot_have_are_refused(backbone: str, asked: s
 
 
 def test_the_documented_table_is_the_registrys() -> None:
-    text = (Path(__file__).parents[2] / "docs/backbones.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/reference/backbones.md").read_text()
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     told = {cells[0].split()[0]: cells for cells in lines if len(cells) == 6}
     assert set(BACKBONES) == set(told) - {"`backbone`", "---"}

@@ -132,11 +132,6 @@ def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         assert "--" + name.replace("_", "-") in text
 
 
-def test_the_readme_has_the_table_as_it_is() -> None:
-    readme = Path(__file__).parents[2] / "README.md"
-    assert config.table() in readme.read_text()
-
-
 @pytest.mark.parametrize(
     ("flags", "provider", "largest_run", "arena_bytes"),
     [

@@ -17,7 +17,7 @@ from trainer.measuring import Measured
 from trainer.reporting import rules
 from trainer.reporting.calibration import Calibration
 from trainer.reporting.findings import Findings, Grouped
-from trainer.reporting.left_out import LeftOut
+from trainer.reporting.left_out import LeftOutTable
 from trainer.reporting.measured_on import NOUNS, headline, how
 
 Topic = Literal["quality", "trust", "next"]
@@ -51,8 +51,11 @@ class Advice(msgspec.Struct, frozen=True):
     """One sentence for people."""
 
     topic: Topic
+    """The question that it answers: is it good enough, can it be trusted, what next."""
     level: Level
+    """How it is marked on the page."""
     text: str
+    """The sentence."""
 
 
 def advise(
@@ -63,7 +66,7 @@ def advise(
     calibration: Calibration | None,
     findings: Findings,
     counts: Sequence[ClassCount],
-    left_out: LeftOut,
+    left_out: LeftOutTable,
 ) -> list[Advice]:
     """Writes the sentences: what the accuracy is of, the accuracy, warnings, then the rest.
 
@@ -344,7 +347,7 @@ def _unmeasured(measured: Sequence[Measured], metrics: Metrics | None) -> Iterat
         )
 
 
-def _left_out(left_out: LeftOut) -> Iterator[Advice]:
+def _left_out(left_out: LeftOutTable) -> Iterator[Advice]:
     if not left_out.count:
         return
     commonest = left_out.reasons[:_REASONS]

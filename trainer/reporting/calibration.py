@@ -42,9 +42,11 @@ class Bin(msgspec.Struct, frozen=True):
     high: float
     """The largest."""
     count: int
+    """Images."""
     confidence: float
     """Mean probability of the answers."""
     accuracy: float
+    """Fraction of them that are classified correctly."""
     accuracy_low: float
     """Of the 95 % interval, by groups of images that belong together."""
     accuracy_high: float
@@ -54,6 +56,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Confidence against accuracy, with the head's temperature and without."""
 
     temperature: float
+    """Of the head that answered."""
     confidence: float
     """Mean largest probability; above the accuracy the model is too sure."""
     accuracy: float
@@ -69,9 +72,11 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     brier: float
     """Mean squared distance to the truth, summed over the classes, 0 to 2 (Brier 1950)."""
     brier_before: float
+    """The same at temperature 1."""
     bins: list[Bin]
     """The reliability diagram; none is empty."""
     bins_before: list[Bin]
+    """The same at temperature 1."""
     verdict: Verdict
     """`off`: more than a perfectly calibrated model has 99 times in 100, by a margin.
     `not_shown`: no more than that, which does not prove that the probabilities are right.

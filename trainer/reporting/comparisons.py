@@ -44,7 +44,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """A baseline of the contract, `majority_class`, or what else it was compared with."""
     title: str
+    """Its name for people."""
     accuracy: float
+    """Its accuracy."""
     accuracy_low: float
     """Of the 95 % interval, by groups of images that belong together."""
     accuracy_high: float
@@ -56,12 +58,15 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     only_served: int
     """Images that only the served model answered right."""
     only_other: int
+    """Images that only the other model answered right."""
     p_value: float
     """McNemar's test, mid-p, of as many changes as the groups leave."""
     verdict: Literal["better", "worse", "no_difference"]
     """Of the served model, at the 5 % level."""
     words: str
+    """The result, for people."""
     seconds: float | None = None
+    """Time that it took to train."""
 
 
 def compare(other: Measured, served: Ints, targets: Ints, groups: Ints | None = None) -> Comparison:

@@ -34,6 +34,7 @@ class Gap(msgspec.Struct, frozen=True):
     measure: str
     """`proxy_a_distance`, `mmd` or `frechet_distance`."""
     distance: float
+    """In the units of the measure."""
 
 
 class Adapted(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +54,7 @@ class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
     published: str
     """What serves; `source_only` where adapting is in doubt."""
     chosen: str
-    """The same, named as in `candidates`."""
+    """What is published, by its name in `candidates`."""
     margin: float
     """The least by which a candidate's criterion must exceed that of a simpler one to be chosen."""
     candidates: list[Adapted]
@@ -61,11 +62,13 @@ class Adaptation(msgspec.Struct, frozen=True, kw_only=True):
     criterion: str
     """Names what the candidates were judged by, for people."""
     gaps: list[Gap]
+    """Distance between the domains, by several measures."""
     doubt: Doubt
     """Why source-only is to be preferred; "" where it is not."""
     seen: float
     """How much of the source's class structure the target shows, about 0 to 1."""
     target_images: int
+    """Unlabelled images of the target."""
     comparison: Comparison | None = None
     """Of what is published with source-only, on labelled target images that were not adapted to."""
     words: str
@@ -76,21 +79,28 @@ class ScoreBin(msgspec.Struct, frozen=True):
     """Images with about the same score."""
 
     low: float
+    """Least score."""
     high: float
+    """Largest score."""
     count: int
+    """Images."""
 
 
 class OutOfDistribution(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of images by how unlike those learned from they look; a higher score is stranger."""
 
     threshold: float
+    """Scores above it are out of distribution."""
     false_alarms: float
     """The part of the model's own kind of images that is meant to lie above it."""
     flagged: int
     """Images above it."""
     count: int
+    """Images that were scored."""
     bins: list[ScoreBin]
+    """A histogram of the scores."""
     method: str
+    """Name of the method."""
     images: str
     """Which images were scored, for people."""
     reference: str
@@ -101,16 +111,22 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
     """What came on top of the version that the job grew from."""
 
     base_model: str
+    """Model of the version."""
     base_version: int
+    """Its number."""
     base_images: int
+    """Images of the version."""
     added_images: int
+    """Images that were added."""
     added_classes: list[str] = []
+    """Classes that the version did not have."""
 
 
 class Grouped(msgspec.Struct, frozen=True, kw_only=True):
     """Images that belong together, among all that were learned from or measured on."""
 
     images: int
+    """Images in all."""
     groups: int
     """A lone image is one."""
     copied: int

@@ -27,11 +27,12 @@ class LeftOutRow(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     """Their class; "" where they lie in none."""
     count: int
+    """Number of files."""
     examples: list[str] = []
     """Some of their names, relative to the dataset, and what is wrong with each."""
 
 
-class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+class LeftOutTable(msgspec.Struct, frozen=True, kw_only=True):
     """All files that were found, and those of them that were left out."""
 
     rows: list[LeftOutRow]
@@ -55,7 +56,7 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
         return sorted(totals.items(), key=lambda item: -item[1])
 
 
-def of(summary: ReadSummary) -> LeftOut:
+def of(summary: ReadSummary) -> LeftOutTable:
     """Returns what became of the files of a dataset, in the report's words."""
     rows = [
         LeftOutRow(
@@ -71,4 +72,4 @@ def of(summary: ReadSummary) -> LeftOut:
         for row in summary.left_out
     ]
     rows.sort(key=lambda row: -row.count)
-    return LeftOut(rows=rows, seen=summary.seen, used=summary.used)
+    return LeftOutTable(rows=rows, seen=summary.seen, used=summary.used)

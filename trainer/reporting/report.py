@@ -25,7 +25,7 @@ from trainer.reporting.findings import (
     Twins,
 )
 from trainer.reporting.label_errors import Suspect
-from trainer.reporting.left_out import LeftOut
+from trainer.reporting.left_out import LeftOutTable
 from trainer.reporting.measured_on import headline, how
 from trainer.reporting.rules import Rules
 
@@ -45,9 +45,13 @@ class Shown(msgspec.Struct, frozen=True):
     """An image of the headline set and its answer."""
 
     file: str
+    """Name of the image."""
     true: str
+    """Its class."""
     answered: str
+    """The class that was answered."""
     probability: float
+    """Of the answer."""
     place: int
     """In its set, from 0."""
 
@@ -56,8 +60,11 @@ class Confused(msgspec.Struct, frozen=True):
     """Two classes of which one is taken for the other."""
 
     true: str
+    """The images' class."""
     answered: str
+    """The class that was answered."""
     count: int
+    """Images of the true class that were answered so."""
     support: int
     """Images of the true class."""
 
@@ -66,12 +73,15 @@ class SuspectShown(msgspec.Struct, frozen=True, kw_only=True):
     """An image that may be under the wrong class."""
 
     file: str
+    """Name of the image."""
     measured_on: MeasuredOn
     """The set that it is of."""
     place: int
     """In its set, from 0."""
     given: str
+    """The class that it is under."""
     suggested: str
+    """The class that it looks like."""
     probability: float
     """Of the suggested class."""
     margin: float
@@ -84,17 +94,22 @@ class ImageNamed(msgspec.Struct, frozen=True):
     """An image of a pair."""
 
     file: str
+    """Name of the image."""
     part: PartName
+    """The part of the data that it is in."""
     place: int
     """In its part, from 0."""
     label: str
+    """Its class."""
 
 
 class PairShown(msgspec.Struct, frozen=True):
     """Two images that are nearly the same, under different classes."""
 
     first: ImageNamed
+    """One image."""
     second: ImageNamed
+    """The other."""
     similarity: float
     """Cosine of centred features."""
 
@@ -108,6 +123,7 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
     """The images that the report's figures are of; none was learned from by what answered."""
 
     measured_on: MeasuredOn
+    """The set of images; see [Figure](#figure)."""
     words: str
     """How it was measured, for people."""
     rounds: int
@@ -123,6 +139,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`report.json`; whatever was not found out is null or empty."""
 
     format: int = 1
+    """Version of this format."""
     version: int | None = None
     """The version's number, which the service fills in when the report is asked for."""
     is_candidate: bool | None = None
@@ -139,8 +156,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     decisions: list[str] = []
     """What the job decided of itself, and why, for people."""
     epochs: list[EpochEnded]
+    """Figures of each epoch; empty unless a network was trained."""
     data: list[ClassCount]
+    """Images of each class."""
     warnings: list[str]
+    """Problems of the data, for people."""
     mistakes: list[Shown]
     """The most confident wrong answers that are not among `suspects`, at most 24."""
     examples: list[Shown]
@@ -149,9 +169,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Is it good enough, can it be trusted, what next: for people."""
     calibration: Calibration | None = None
     comparisons: list[Comparison] = []
+    """The version against baselines and the incumbent."""
     suspects: list[SuspectShown] = []
     """Possible label errors of all sets, most suspicious first, at most 50."""
     suspect_count: int = 0
+    """How many possible label errors there are in all."""
     suspects_expected_wrong: float = 0.0
     """How many of `suspect_count` are label errors, by estimate; of the others the model is
     wrong."""
@@ -161,13 +183,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     contradictions: list[PairShown] = []
     """Images that are nearly the same, under different classes, at most 50."""
     contradiction_count: int = 0
+    """How many such pairs there are in all."""
     adaptation: Adaptation | None = None
     backbones: BackbonesRanked | None = None
     out_of_distribution: OutOfDistribution | None = None
     growth: Growth | None = None
     rules: Rules | None = None
     """What other decisions would give on the same images."""
-    left_out: LeftOut | None = None
+    left_out: LeftOutTable | None = None
 
 
 def collect(

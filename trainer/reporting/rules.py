@@ -21,22 +21,28 @@ class Ends(msgspec.Struct, frozen=True):
     """A figure with its 95 % interval."""
 
     value: float
+    """The figure."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
 
 
 class RuleFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What a rule gives."""
 
     rule: Literal["argmax", "balanced", "thresholds"]
+    """Name of the rule."""
     is_own: bool
     """The version decides by it."""
     accuracy: Ends
+    """Fraction of the images that are classified correctly."""
     balanced_accuracy: Ends
     """Mean recall over the classes that have images."""
     least_recall: Ends
     """Of the class that is recognised least."""
     least_recall_class: str
+    """That class."""
     unanswered: Ends
     """Part of the images that are answered with none."""
 
@@ -45,7 +51,9 @@ class Imbalance(msgspec.Struct, frozen=True, kw_only=True):
     """How unequal the classes are, and what deciding by `balanced` changes."""
 
     rarest: str
+    """Class with the fewest images."""
     commonest: str
+    """Class with the most images."""
     ratio: float
     """Images of the commonest class that were learned from for one of the rarest, above 4."""
     gain: Ends
@@ -56,6 +64,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Rules beside each other, on the images of the headline."""
 
     rows: list[RuleFigures]
+    """One for each rule."""
     imbalance: Imbalance | None
     """None where the rarest class has a fourth of the images of the commonest, or more."""
 

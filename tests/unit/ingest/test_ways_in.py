@@ -1,4 +1,4 @@
-"""Every kind of file, folder and label, by every way in; docs/data.md has the table of it."""
+"""Every kind of file, folder and label, by every way in: the table of docs/reference/data.md."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from service.storage.datasets import DatasetStore
 from tests.unit.ingest.kinds import KINDS, Kind, Pairs, base, base_pairs
 from tests.unit.storage.conftest import QUOTAS, FakeReader, make_blobs
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "data.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "data.md"
 BEGIN, END = "<!-- table: made by a test -->\n", "<!-- end of the table -->\n"
 LIMITS = Limits(max_upload_bytes=2**24, max_unpacked_bytes=2**24, max_files=1000)
 
