@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from bench.published import near_empty_backbone, near_empty_head, near_empty_manifest
-from service import config as configuration
+from service import settings
 from service.__main__ import command_line
 from service.app import App
 from service.contract import (
@@ -95,7 +95,7 @@ def _classes(index: Path) -> tuple[str, ...]:
 
 async def main() -> None:
     """Serves until it is told to end."""
-    config = configuration.load(vars(command_line().parse_args()), {})
+    config = settings.load(vars(command_line().parse_args()), {})
     set_up_logging(config.log_format, config.log_level)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)

@@ -61,8 +61,10 @@ Each setting is a flag of `graft-server run`, an environment variable and a key 
 file, the file over the default. The settings are read once, at the start; an unknown key or an
 invalid value ends the server with exit code 2 and one line that names it.
 
-`graft-server check` reads and checks the settings without serving; `graft-server doctor` reports
-what they come to on this machine: processor, providers, and what was measured of each backbone.
+A list, such as `allowed_dirs`, is an array in the file; a path is relative to the folder in which
+the server is started. `graft-server doctor` reads and checks the settings without serving, and
+reports what they come to on this machine: processor, providers, and what was measured of each
+backbone.
 
 {config.table()}"""
 
@@ -192,7 +194,7 @@ name:
 def server_commands() -> str:
     """Returns the page of the command `graft-server`."""
     parser = command_line()
-    flags = {config._flag(f) for f in config.Config.__dataclass_fields__}
+    flags = {config.flag(f) for f in config.Config.__dataclass_fields__}
     return f"""# The command `graft-server`
 
 Installed with `pip install graftml-server`. Commands that take the server's settings take them as
@@ -214,11 +216,14 @@ def _commands(parser: argparse.ArgumentParser, hidden: set[str]) -> str:
         if not isinstance(action, argparse._SubParsersAction):
             continue
         for name, command in action.choices.items():
+            taken = {flag for each in command._actions for flag in each.option_strings}
+            # A command that takes a few of them names these.
+            omitted = (hidden if hidden <= taken else set()) | {"--help", "--version"}
             texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
             own = [
                 a
                 for a in command._actions
-                if not (set(a.option_strings) & (hidden | {"--help", "--version"}))
+                if not set(a.option_strings) & omitted
                 and not isinstance(a, argparse._SubParsersAction)
             ]
             about = command.description or texts.get(name, "")

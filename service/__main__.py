@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from service.commands import doctor, run
-from service.commands.command import EXIT_USAGE, formatter
+from service.commands import backup, check, doctor, restore, run, tokens
+from service.commands.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failed, formatter
 from service.config import BadConfig
 
 
@@ -18,10 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     try:
-        code: int = given.execute(given)
+        return int(given.execute(given))
     except BadConfig as error:
-        print(f"graft-server: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        why, code = str(error), EXIT_USAGE
+    except Failed as error:
+        why, code = str(error), error.code
+    except OSError as error:
+        why, code = str(error), EXIT_FAILED
+    except KeyboardInterrupt:
+        why, code = "interrupted", EXIT_INTERRUPTED
+    print(f"graft-server: {why}", file=sys.stderr)
     return code
 
 
@@ -37,7 +43,7 @@ def command_line() -> argparse.ArgumentParser:
     version = metadata.version("graftml-server")
     parser.add_argument("--version", action="version", version=f"graft-server {version}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for module in (run, doctor):
+    for module in (run, check, backup, restore, tokens, doctor):
         module.add(commands)
     return parser
 

@@ -1,21 +1,15 @@
-"""Reads the configuration once, from flags and the environment, and checks it.
+"""Every setting: its name, its type, its default, its bounds and what it means.
 
-The only reader of the environment. Every setting is a flag `--some-name` and a
-variable `GRAFT_SOME_NAME`; the flag wins.
+`settings` reads them.
 """
 
-import argparse
-import difflib
 import ipaddress
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from service.backbones import BACKBONES, DEFAULT_BACKBONE, TIMM, find
+from service.backbones import DEFAULT_BACKBONE, TIMM
 from service.contract import PrecisionSetting, ProviderSetting
-
-_CLIENT_VARIABLES = {"GRAFT_SERVER", "GRAFT_TOKEN"}
 
 
 class BadConfig(ValueError):  # noqa: N818
@@ -23,9 +17,16 @@ class BadConfig(ValueError):  # noqa: N818
 
 
 def _setting(
-    default: Any, text: str, *, low: float | None = None, high: float | None = None
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    separator: str = "",
 ) -> Any:
-    return field(default=default, metadata={"text": text, "low": low, "high": high})
+    """Returns a field; of one with a separator the value is a list, of which texts have it."""
+    about = {"text": text, "low": low, "high": high, "separator": separator}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,10 @@ class Config:
         low=0,
     )
     allowed_dirs: tuple[Path, ...] = _setting(
-        (), "Folders that FineTune may read images from, separated by ':'; none means none"
+        (),
+        "Folders on the server's disk that jobs may read images from, separated by ':'; none means "
+        "none",
+        separator=":",
     )
     weights_dir: Path | None = _setting(
         None,
@@ -76,7 +80,7 @@ class Config:
         "when not set",
     )
     default_backbone: str = _setting(
-        DEFAULT_BACKBONE, f"Backbone of a FineTune that names none; {TIMM}NAME for timm's"
+        DEFAULT_BACKBONE, f"Backbone of a job that names none; {TIMM}NAME for timm's"
     )
     log_format: Literal["json", "console"] = _setting("json", "Shape of the log lines")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least log level")
@@ -110,7 +114,10 @@ class Config:
         1024, "Most images waiting for inference; more are refused", low=1, high=1_000_000
     )
     max_images: int = _setting(
-        256, "Most images in one Predict call, times the models that it asks", low=1, high=4096
+        256,
+        "Most images in one call that classifies, times the models that it asks",
+        low=1,
+        high=4096,
     )
     gpu_mem_limit_mb: int = _setting(
         0,
@@ -129,7 +136,7 @@ class Config:
         low=0,
     )
     predict_timeout_s: float = _setting(
-        30.0, "Longest time for a Predict call that brings no shorter deadline", low=0.001
+        30.0, "Longest time for a call that classifies and brings no shorter deadline", low=0.001
     )
     load_timeout_s: float = _setting(30.0, "Longest wait for a model to be loaded", low=0.001)
     max_message_mb: int = _setting(64, "Largest gRPC message taken, MiB", low=1, high=2047)
@@ -142,7 +149,7 @@ class Config:
         1000, "Most calls of one method at once; more are refused", low=1, high=1_000_000
     )
     max_uploads: int = _setting(
-        16, "Most uploads at once, and as many FineTune calls", low=1, high=10_000
+        16, "Most uploads at once, and as many calls that begin a fine-tuning", low=1, high=10_000
     )
     max_watchers: int = _setting(1000, "Most watchers of jobs at once", low=1, high=1_000_000)
     message_timeout_s: float = _setting(
@@ -176,6 +183,7 @@ class Config:
         "",
         "Environment variables for trainers and readers beside those that they get by name, "
         "separated by commas; NAME* stands for all that begin so",
+        separator=",",
     )
     warm_trainers: int = _setting(
         1,
@@ -254,56 +262,13 @@ class Config:
         return self.data_dir / "features.sqlite" if self.feature_cache_mb else None
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each setting; what is given is not looked at before `load`."""
-    for setting in fields(Config):
-        parser.add_argument(
-            _flag(setting.name),
-            metavar=_metavar(setting.type),
-            help=f"{setting.metadata['text']} (default: {_show(setting.default)})",
-        )
-
-
-def load(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
-    """Returns the settings, or raises BadConfig.
-
-    `flags` are what a parser with `add_flags` found; None means that one was not given.
-    """
-    settings = {_variable(f.name): f for f in fields(Config)}
-    values: dict[str, Any] = {}
-    for key, text in environment.items():
-        if not key.startswith("GRAFT_") or key in _CLIENT_VARIABLES:
-            continue
-        if key not in settings:
-            near = difflib.get_close_matches(key, settings, n=1)
-            hint = (
-                f"; did you mean {near[0]}?"
-                if near
-                else "; see graft-server run --help for all settings"
-            )
-            raise BadConfig(f"the environment holds {key}, which is no setting{hint}")
-        values[settings[key].name] = _parse(key, text, settings[key])
-    for setting in settings.values():
-        if (given := flags.get(setting.name)) is not None:
-            values[setting.name] = _parse(_flag(setting.name), given, setting)
-    config = Config(**values)
-    if config.max_images > config.max_queue:
-        raise BadConfig(
-            f"--max-images is {config.max_images}, more than --max-queue, {config.max_queue}: "
-            "a call of so many images would be refused for ever"
-        )
-    _check_access(config)
-    _check_folders(config)
-    return config
-
-
 def table() -> str:
     """Returns the settings as a Markdown table, for docs/reference/settings.md."""
     rows = ["| Variable | Flag | Default | Meaning |", "| --- | --- | --- | --- |"]
     for f in fields(Config):
-        default = _show(f.default)
+        default = shown(f.default)
         rows.append(
-            f"| `{_variable(f.name)}` | `{_flag(f.name)}` | `{default}` | {f.metadata['text']} |"
+            f"| `{variable(f.name)}` | `{flag(f.name)}` | `{default}` | {f.metadata['text']} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -316,86 +281,18 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _check_access(config: Config) -> None:
-    if (config.tls_cert_file is None) != (config.tls_key_file is None):
-        given, missing = "--tls-cert-file", "--tls-key-file"
-        if config.tls_cert_file is None:
-            given, missing = missing, given
-        raise BadConfig(f"{given} is set and {missing} is not: TLS needs both")
-    if config.tls_client_ca_file and config.tls_cert_file is None:
-        raise BadConfig(
-            "--tls-client-ca-file is set without --tls-cert-file and --tls-key-file: clients show "
-            "certificates over TLS alone"
-        )
-    is_guarded = config.access_file or config.tls_client_ca_file
-    if not is_guarded and config.allow_unauthenticated == "no" and not is_loopback(config.host):
-        raise BadConfig(
-            f"--host is {config.host}, which other machines may reach, and nothing says who may "
-            "call: anybody could train, read and delete. Set --access-file to a file of tokens "
-            "(graft-token makes one; docs/how-to/access.md), or --tls-client-ca-file to let in "
-            "those who show a certificate, or --allow-unauthenticated yes if all who reach the "
-            "address may do everything, or --host 127.0.0.1 (each is also a GRAFT_ variable)"
-        )
-
-
-def _check_folders(config: Config) -> None:
-    data_dir = config.data_dir.resolve()
-    for folder in config.allowed_dirs:
-        if folder.is_relative_to(data_dir) or data_dir.is_relative_to(folder):
-            raise BadConfig(
-                f"--allowed-dirs names {str(folder)!r}, which overlaps --data-dir, "
-                f"{str(data_dir)!r}: FineTune could read everybody's datasets there; keep the "
-                "images in a folder apart"
-            )
-
-
-def _variable(name: str) -> str:
+def variable(name: str) -> str:
+    """Returns the environment variable of a setting."""
     return "GRAFT_" + name.upper()
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """Returns the flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
-def _show(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns a default as help and table have it."""
     if value is None or value == ():
         return "not set"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    return {int: "N", float: "X", str: "TEXT"}.get(kind, "PATH")
-
-
-def _parse(key: str, text: str, setting: Any) -> Any:
-    kind = setting.type
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise BadConfig(f"{key} is {text!r}; it must be one of {', '.join(get_args(kind))}")
-        return text
-    if kind in (int, float):
-        try:
-            number = kind(text)
-        except ValueError:
-            noun = "a whole number" if kind is int else "a number"
-            raise BadConfig(f"{key} is {text!r}; it must be {noun}") from None
-        low, high = setting.metadata["low"], setting.metadata["high"]
-        # Written so that NaN fails, too.
-        if not (low is None or number >= low) or not (high is None or number <= high):
-            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise BadConfig(f"{key} is {text}; it must be {bounds}")
-        return number
-    if setting.name == "allowed_dirs":
-        folders = tuple(Path(part) for part in text.split(":") if part)
-        for folder in folders:
-            if not folder.is_dir():
-                raise BadConfig(f"{key} names {str(folder)!r}, which is no folder")
-        return tuple(folder.resolve() for folder in folders)
-    if setting.name == "default_backbone" and find(text) is None:
-        known = ", ".join(BACKBONES)
-        raise BadConfig(f"{key} is {text!r}; it must be one of {known}, or {TIMM}NAME")
-    if not text:
-        raise BadConfig(f"{key} is empty")
-    return Path(text) if kind in (Path, Path | None) else text

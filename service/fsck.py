@@ -1,4 +1,4 @@
-"""Checks a data folder (`python -m service.fsck DATA_DIR`): prints a line for each problem.
+"""Checks a data folder (`graft-server check`): returns a line for each problem.
 
 Three questions: does every row that needs another find it (references), is every blob that a row
 names there and whole, and what its row says (digests), and what is there that nothing needs
@@ -8,14 +8,12 @@ apart, find it; the first may have caught a deletion in progress. Changes nothin
 lock.
 """
 
-import argparse
 import hashlib
 import itertools
 import sqlite3
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -34,9 +32,6 @@ from service.storage import database
 from service.storage.blobs import BlobFolder
 from service.storage.collector import needed
 
-EXIT_SOUND = 0
-EXIT_BROKEN = 1
-EXIT_NO_FOLDER = 2
 RESCAN_S = 5.0
 MAX_PROBLEMS = 1000
 _PAGE = 500
@@ -342,47 +337,3 @@ def _read_only(data_dir: Path) -> Iterator[database.Connection]:
     with closing(sqlite3.connect(address, uri=True, isolation_level=None, timeout=10.0)) as opened:
         opened.row_factory = sqlite3.Row
         yield opened
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the problems; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m service.fsck",
-        description="Checks a data folder: references between rows, blobs' digests, orphans.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("data_dir", type=Path, metavar="DATA_DIR")
-    parser.add_argument("--blobs-dir", type=Path, help="where blobs lie, if not in the data folder")
-    parser.add_argument(
-        "--running",
-        action="store_true",
-        help="a server uses it: report only what two scans some seconds apart both find",
-    )
-    parser.add_argument("--quick", action="store_true", help="read no blob for its digest")
-    given = parser.parse_args(arguments)
-    try:
-        found = problems(
-            given.data_dir,
-            given.blobs_dir,
-            is_running=given.running,
-            reads_contents=not given.quick,
-        )
-        try:
-            left = orphans(given.data_dir, given.blobs_dir)
-        except sqlite3.DatabaseError:
-            left = {}  # of which the problems tell
-    except OSError as error:
-        print(f"cannot check: {error}", file=sys.stderr)
-        return EXIT_NO_FOLDER
-    for line in found:
-        print(line)
-    for what, count in left.items():
-        if count:
-            print(f"{count} {what}: the server deletes them in time", file=sys.stderr)
-    more = " or more" if len(found) == MAX_PROBLEMS else ""
-    print(f"{len(found)}{more} problems" if found else "no problems", file=sys.stderr)
-    return EXIT_BROKEN if found else EXIT_SOUND
-
-
-if __name__ == "__main__":
-    sys.exit(main())

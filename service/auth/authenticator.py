@@ -197,7 +197,7 @@ class TokenAuthenticator:
             log.warning("the token %s has expired: its calls are refused", name)
         for name, expires_at in sorted(soon - self._warned):
             log.warning(
-                "the token %s expires on %s: give its owner another one (graft-token)",
+                "the token %s expires on %s: give its owner another one (graft-server tokens)",
                 name,
                 access_file.shown_time(expires_at),
             )

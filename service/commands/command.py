@@ -1,16 +1,27 @@
 """What all subcommands share: exit codes, and how each is added to the one command."""
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
 
 Commands = Any
 """Where a subcommand is added: what argparse's `add_subparsers` returns, whose type is private."""
 Execute = Callable[[argparse.Namespace], int]
+
+
+class Failed(Exception):  # noqa: N818 - named for what happened
+    """Ends a command with a line that says why, and an exit code."""
+
+    def __init__(self, why: object, code: int = EXIT_FAILED) -> None:
+        super().__init__(str(why))
+        self.code = code
 
 
 def add(
@@ -44,3 +55,13 @@ def add(
 def formatter(prog: str) -> argparse.HelpFormatter:
     """Lays out help in lines that have room for flags and what they mean."""
     return argparse.HelpFormatter(prog, max_help_position=30, width=100)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Closes what is written meanwhile to other users: the stored data is customers'."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

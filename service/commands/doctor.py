@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from service import config as configuration
+from service import settings
 from service.commands import command
 
 
@@ -19,12 +19,12 @@ def add(commands: command.Commands) -> None:
         "writes nothing.",
         exit_codes="0 it can compute, 1 it cannot, 2 a wrong setting",
     )
-    configuration.add_flags(parser)
+    settings.add_flags(parser)
 
 
 def execute(given: argparse.Namespace) -> int:
     """Prints the report; returns the exit code."""
-    config = configuration.load(vars(given), os.environ)
+    config = settings.load(vars(given), os.environ)
     from service import doctor
 
     lines, is_well = doctor.report(config)

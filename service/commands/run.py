@@ -11,8 +11,7 @@ import logging
 import os
 import signal
 
-from service import config as configuration
-from service import scratch
+from service import scratch, settings
 from service.commands import command
 from service.config import BadConfig, Config
 from service.errors import GraftError
@@ -30,17 +29,16 @@ def add(commands: command.Commands) -> None:
         "serve models, and fine-tune new ones on request",
         execute,
         usage="graft-server run [flags]",
-        more="Each flag is also an environment variable, GRAFT_ and its name in capitals; the flag "
-        "wins. `graft-server doctor`, with the same settings, tells what they come to on this "
-        "machine: processor, providers, and what was measured of backbones.",
+        more=f"{settings.PRECEDENCE} `graft-server doctor`, with the same settings, tells what "
+        "they come to on this machine: processor, providers, and what was measured of backbones.",
         exit_codes="0 ended by SIGTERM or SIGINT, 1 cannot serve or failed, 2 a wrong setting",
     )
-    configuration.add_flags(parser)
+    settings.add_flags(parser)
 
 
 def execute(given: argparse.Namespace) -> int:
     """Serves until it is told to end; returns the exit code, raises BadConfig."""
-    config = configuration.load(vars(given), os.environ)
+    config = settings.load(vars(given), os.environ)
     _arm(config.failpoints)
     # The stored data is customers': no other user of the machine may read it.
     os.umask(0o077)

@@ -148,6 +148,11 @@ class Replicas:
         ).fetchall()
 
 
+def mark_all_draining(connection: Connection) -> None:
+    """Notes in a copy of a database that no process died of the jobs that run in it."""
+    connection.execute("UPDATE replicas SET is_draining = 1")
+
+
 def _mark_draining(connection: Connection, replica_id: str) -> None:
     connection.execute("UPDATE replicas SET is_draining = 1 WHERE replica_id = ?", (replica_id,))
 

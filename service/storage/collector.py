@@ -120,3 +120,9 @@ def needed(connection: Connection) -> str:
         for table, column in references_to(connection, "blobs")
     )
     return f"(1 = 0{''.join(named_by)})"
+
+
+def needed_objects(connection: Connection) -> set[str]:
+    """Returns the names of the objects that rows need."""
+    rows = connection.execute(f"SELECT digest, generation FROM blobs WHERE {needed(connection)}")  # nosec B608  # noqa: S608
+    return {f"{row['digest']}-{row['generation']}" for row in rows}

@@ -25,6 +25,9 @@ from service.storage import fsync, storage_errors
 
 Connection = sqlite3.Connection
 
+FILE = "graft.sqlite3"
+LOCK = "lock"
+"""The file that the one server of a data folder holds."""
 BUSY_TIMEOUT_S = 10.0
 """Longest wait while another process holds the database."""
 _WRITER_TIMEOUT_S = 30.0
@@ -59,7 +62,7 @@ class Database:
         self._busy_timeout_s = busy_timeout_s
         self._on_damage = on_damage
         self.is_exclusive = is_exclusive
-        self._path = folder / "graft.sqlite3"
+        self._path = folder / FILE
         with _unwritable_reported(folder):
             fsync.make_folder(folder)
             self._lock_file = _lock(folder) if is_exclusive else -1
@@ -280,9 +283,20 @@ def known_format() -> int:
     return len(_shipped())
 
 
+@contextmanager
+def kept_from_servers(folder: Path) -> Iterator[None]:
+    """Holds a data folder, which is made if need be; raises Unavailable where a server does."""
+    fsync.make_folder(folder)
+    file = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
 def _lock(folder: Path) -> int:
     # Held until the process ends, so a killed server leaves no stale lock.
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

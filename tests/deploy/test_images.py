@@ -17,11 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from service import app
-from service import config as configuration
-from service.__main__ import command_line
-from service.auth import token_cli
-from service.config import Config
+from service import app, settings
+from service.__main__ import command_line, main
+from service.config import BadConfig, Config
 from tests.certificates import Authority
 from tests.deploy.queries import DEPLOY, ROOT
 from tests.e2e.conftest import GUARD_S, ServiceProcess
@@ -109,8 +107,8 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 def test_the_image_opens_the_ports_and_the_folder_that_the_service_takes() -> None:
-    settings = {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
-    config = configuration.load({}, settings | {"GRAFT_ACCESS_FILE": "/etc/graft/access.toml"})
+    given = {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
+    config = settings.load({}, given | {"GRAFT_ACCESS_FILE": "/etc/graft/access.toml"})
     assert of_runtime("EXPOSE") == [f"{config.port} {config.metrics_port}"]
     assert of_runtime("VOLUME") == [str(config.data_dir)]
     assert (config.host, config.metrics_host) == ("0.0.0.0", "0.0.0.0")
@@ -144,7 +142,8 @@ def test_the_image_health_check_asks_a_service_that_wants_certificates_and_token
     cert, key = authority.sign().write(tmp_path, "server")
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     access = tmp_path / "access.toml"
-    assert token_cli.main(["--tenant", "acme", "--role", "predict", "--file", str(access)]) == 0
+    made = ["--tenant=acme", "--role=predict", f"--access-file={access}"]
+    assert main(["tokens", "create", *made]) == 0
     service = ServiceProcess(
         tmp_path / "data",
         f"--tls-cert-file={cert}",
@@ -175,9 +174,9 @@ def health(command: list[str], port: str) -> int:
 
 
 def test_the_image_lets_nobody_in_who_was_not_named() -> None:
-    settings = {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
-    with pytest.raises(configuration.BadConfig, match="access-file"):
-        configuration.load({}, settings)
+    given = {k: v for k, v in environment_of_image().items() if k.startswith("GRAFT_")}
+    with pytest.raises(BadConfig, match="access-file"):
+        settings.load({}, given)
 
 
 def test_the_build_takes_only_wheels_that_the_lock_names() -> None:
@@ -210,7 +209,7 @@ def test_the_build_takes_only_wheels_that_the_lock_names() -> None:
 def test_compose_gives_the_service_settings_that_it_knows(name: str) -> None:
     service = compose()["services"][name]
     # Inside, it listens on every address, as the image says.
-    config = configuration.load({}, service["environment"] | {"GRAFT_HOST": "0.0.0.0"})
+    config = settings.load({}, service["environment"] | {"GRAFT_HOST": "0.0.0.0"})
     assert config.allow_unauthenticated == "no"
     assert seconds(service["stop_grace_period"]) >= config.drain_s + 10
     assert f"127.0.0.1:{config.port}:{config.port}" in service["ports"]
@@ -400,7 +399,7 @@ class TestKubernetes:
 def settings_of(overlay: str) -> Config:
     """What the container's environment says, read as the service reads it."""
     own = {entry["name"]: entry["value"] for entry in container_of(overlay)["env"]}
-    return configuration.load({}, {**environment_of_image(), **own})
+    return settings.load({}, {**environment_of_image(), **own})
 
 
 def mib_of(quantity: str) -> int:

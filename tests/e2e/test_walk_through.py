@@ -23,12 +23,14 @@ GRAFT = "import sys; from graftml.cli import main; sys.exit(main())"
 
 def make_token(file: Path, name: str, tenant: str, *roles: str) -> str:
     """As an operator does; returns the token."""
-    flags = [f"--tenant={tenant}", f"--id={name}", f"--file={file}"]
+    flags = [f"--tenant={tenant}", f"--id={name}", f"--access-file={file}"]
     done = subprocess.run(
         [
             sys.executable,
             "-m",
-            "service.auth.token_cli",
+            "service",
+            "tokens",
+            "create",
             *flags,
             *(f"--role={role}" for role in roles),
         ],
@@ -159,10 +161,8 @@ def test_two_tenants_share_a_server_and_see_nothing_of_each_other(
             assert isinstance(refused(lambda: plain.get_model("digits")), graftml.CannotConnect)
 
         # The operator revokes a token, and it is worth nothing.
-        revoke = ["revoke", "zoo-lab", f"--file={access}"]
-        subprocess.run(
-            [sys.executable, "-m", "service.auth.token_cli", *revoke], check=True, timeout=GUARD_S
-        )
+        revoke = ["tokens", "revoke", "zoo-lab", f"--access-file={access}"]
+        subprocess.run([sys.executable, "-m", "service", *revoke], check=True, timeout=GUARD_S)
         deadline = time.monotonic() + GUARD_S
         reason = ""
         while not reason and time.monotonic() < deadline:

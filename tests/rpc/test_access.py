@@ -17,7 +17,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.auth import access_control, token_cli
+from service.__main__ import main
+from service.auth import access_control
 from service.config import BadConfig
 from service.errors import Reason
 from tests.rpc.conftest import GUARD_S, MakeService, Service, colours, image, refusal
@@ -39,13 +40,13 @@ class Keys:
 
     def make(self, name: str, tenant: str, *roles: str) -> str:
         flags = [f"--role={role}" for role in roles]
-        made = token_cli.main([f"--tenant={tenant}", f"--id={name}", f"--file={self.path}", *flags])
-        assert made == 0
+        flags += [f"--tenant={tenant}", f"--id={name}", f"--access-file={self.path}"]
+        assert main(["tokens", "create", *flags]) == 0
         self.made[name] = self._capsys.readouterr().out.strip()
         return self.made[name]
 
     def revoke(self, name: str) -> None:
-        assert token_cli.main(["revoke", name, f"--file={self.path}"]) == 0
+        assert main(["tokens", "revoke", name, f"--access-file={self.path}"]) == 0
         self._capsys.readouterr()
 
     def expire(self, name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.auth import token_cli
+from service.__main__ import main
 from service.ops.logs import GRPC_LINES_PER_SECOND, set_up_logging
 from tests.rpc.conftest import GUARD_S, MakeService, Service
 
@@ -85,7 +85,8 @@ async def test_a_token_beside_a_byte_that_is_no_utf_8_stands_in_no_log(
     make_service: MakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "access.toml"
-    assert token_cli.main(["--tenant=acme", "--role=admin", f"--file={file}"]) == 0
+    made = ["tokens", "create", "--tenant=acme", "--role=admin", f"--access-file={file}"]
+    assert main(made) == 0
     token = capsys.readouterr().out.strip()
     service = await make_service(access_file=file)
     set_up_logging("json", "debug")

@@ -16,7 +16,8 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import generate_latest
 
-from service.auth import access_control, token_cli
+from service.__main__ import main
+from service.auth import access_control
 from service.auth.tls import TICKET_LIFETIME_S, Certificate, Files
 from service.config import BadConfig
 from service.ops.metrics import Metrics
@@ -286,7 +287,8 @@ async def test_the_command_shows_its_certificate_and_its_token(
     (tmp_path / "clients.pem").write_bytes(clients.pem)
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     cert, key = clients.sign("a client").write(tmp_path, "client")
-    assert token_cli.main(["--tenant=acme", "--role=admin", f"--file={tmp_path}/access.toml"]) == 0
+    made = ["--tenant=acme", "--role=admin", f"--access-file={tmp_path}/access.toml"]
+    assert main(["tokens", "create", *made]) == 0
     monkeypatch.setenv("GRAFT_TOKEN", capsys.readouterr().out.strip())
     service = await make_service(
         **flags,

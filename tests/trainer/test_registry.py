@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from service import config
+from service import settings
 from service.backbones import BACKBONES, Backbone
 from service.contract import FeatureBased, ModelBased
 from service.engine.runtime import OnnxRuntime, Provider
@@ -86,7 +86,7 @@ def test_a_row_is_taken_at_the_entry_loaded_exported_and_learned_with(
             JobRequest(
                 tenant="t", model="m", dataset_id="ds-1", backbone=row.name, method=wrong
             ).check()
-    assert config.load({"default_backbone": row.name}, {}).default_backbone == row.name
+    assert settings.load({"default_backbone": row.name}, {}).default_backbone == row.name
     check = weights.WeightsCheck(folder, is_reachable=lambda _host: False)
     check.check(row.name, "", FeatureBased(), lambda _name: [])
     available = weights.available(folder, lambda _name: [])

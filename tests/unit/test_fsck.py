@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from service import fsck
+from service.__main__ import main
 from service.ingest import index as indexes
 from service.ingest.index import Index
 from service.storage.database import Database
@@ -36,7 +37,7 @@ def test_a_sound_folder_is_clean_and_stays_as_it_was(
 ) -> None:
     before = sorted(data.rglob("*"))
     assert fsck.problems(data) == []
-    assert fsck.main([str(data)]) == fsck.EXIT_SOUND
+    assert main(["check", str(data)]) == 0
     printed = capsys.readouterr()
     assert printed.out == ""
     # Of the models and versions that were deleted, and of packs that were written again.
@@ -69,7 +70,7 @@ def test_what_an_open_database_has_in_its_log_is_seen(data: Path) -> None:
 def test_blobs_are_looked_for_where_they_lie(data: Path, tmp_path: Path) -> None:
     (data / "blobs").rename(tmp_path / "elsewhere")
     assert fsck.problems(data)
-    assert fsck.main([str(data), "--blobs-dir", str(tmp_path / "elsewhere")]) == fsck.EXIT_SOUND
+    assert main(["check", str(data), f"--blobs-dir={tmp_path}/elsewhere"]) == 0
 
 
 @contextmanager
@@ -391,7 +392,7 @@ def test_what_is_broken_is_reported(
 ) -> None:
     break_it, reported = BROKEN[what]
     break_it(data)
-    assert fsck.main([str(data)]) == fsck.EXIT_BROKEN
+    assert main(["check", str(data)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if re.search(reported, line)], lines
 
@@ -399,8 +400,8 @@ def test_what_is_broken_is_reported(
 def test_contents_are_not_read_where_that_is_not_asked_for(data: Path) -> None:
     flip(HEAD)(data)
     edit_images(digest="0" * 64)(data)
-    assert fsck.main([str(data), "--quick"]) == fsck.EXIT_SOUND
-    assert fsck.main([str(data)]) == fsck.EXIT_BROKEN
+    assert main(["check", str(data), "--quick"]) == 0
+    assert main(["check", str(data)]) == 1
 
 
 def test_an_image_is_read_a_piece_at_a_time(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,12 +469,12 @@ def test_many_problems_are_cut_off(
 ) -> None:
     monkeypatch.setattr(fsck, "MAX_PROBLEMS", 3)
     shutil.rmtree(data / "blobs")
-    assert fsck.main([str(data)]) == fsck.EXIT_BROKEN
+    assert main(["check", str(data)]) == 1
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 3
     assert "3 or more problems" in printed.err
 
 
 def test_what_is_no_data_folder_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fsck.main([str(tmp_path)]) == fsck.EXIT_NO_FOLDER
+    assert main(["check", str(tmp_path)]) == 2
     assert "no data folder" in capsys.readouterr().err

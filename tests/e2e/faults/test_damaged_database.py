@@ -2,20 +2,18 @@
 
 import random
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import graftml
 import pytest
 
+from service.__main__ import main
 from tests.e2e.conftest import GUARD_S, Ended
-from tests.e2e.faults.house import ROOT, House, wait_until
+from tests.e2e.faults.house import House, wait_until
 
 pytestmark = pytest.mark.e2e
 
-BACK_UP = ROOT / "deploy" / "backup.py"
 WAITS = {"stand_in": "waits"}
 
 
@@ -50,9 +48,7 @@ def test_a_server_whose_database_is_damaged_ends_and_goes_on_when_it_is_restored
     dataset = next(iter(client.list_datasets()))
     job = waiting(client, dataset)
     (before,) = client.predict(image, model="ants")
-    subprocess.run(
-        [sys.executable, BACK_UP, "backup", home.data_dir, backup], check=True, timeout=GUARD_S
-    )
+    assert main(["backup", str(backup), f"--data-dir={home.data_dir}"]) == 0
 
     write_over(home.data_dir / "graft.sqlite3")
     # Whoever comes first upon a page that is damaged ends it: this call, or a look at changes.
@@ -71,9 +67,7 @@ def test_a_server_whose_database_is_damaged_ends_and_goes_on_when_it_is_restored
         home.start()
     # As the runbook has it.
     home.data_dir.rename(tmp_path / "damaged")
-    subprocess.run(
-        [sys.executable, BACK_UP, "restore", backup, home.data_dir], check=True, timeout=GUARD_S
-    )
+    assert main(["restore", str(backup), f"--data-dir={home.data_dir}"]) == 0
     client = home.start("", "--cpu-jobs=2")
     again = client.job(job.job_id)
     wait_until(lambda: again.refresh().attempts == 2)

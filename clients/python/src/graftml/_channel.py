@@ -65,7 +65,7 @@ def settings(
     if not _PRINTABLE.fullmatch(token):
         raise invalid(
             "the token holds characters that cannot be sent, such as line breaks or letters "
-            "beyond ASCII: give it as graft-token printed it",
+            "beyond ASCII: give it as it was printed when it was made",
             "token",
         )
     bearer = (("authorization", f"Bearer {token}"),) if token else ()

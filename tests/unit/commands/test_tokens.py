@@ -1,4 +1,4 @@
-"""The `graft-token` command: what it prints, and what it does to an access file."""
+"""`graft-server tokens`: what it prints, and what it does to an access file."""
 
 import datetime
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from service.auth import access_file, token_cli
+from service.__main__ import main
+from service.auth import access_file
 
 TOKEN = r"graft_[a-z0-9.-]+_[A-Za-z0-9_-]{43}"
 
@@ -23,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def make(*flags: str) -> int:
-    return token_cli.main(["--tenant", "acme", "--role", "train", *flags])
+    return main(["tokens", "create", "--tenant", "acme", "--role", "train", *flags])
 
 
 def test_it_prints_a_token_once_and_lines_that_hold_its_hash(
@@ -50,7 +51,7 @@ def test_no_two_tokens_are_alike(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_new_file_is_its_owners_alone_and_can_be_used_at_once(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert make("--id", "ci", "--file", str(file)) == 0
+    assert make("--id", "ci", "--access-file", str(file)) == 0
     assert file.stat().st_mode & 0o777 == 0o600
     printed = capsys.readouterr()
     token_id, secret = access_file.split(printed.out.strip()) or ("", "")
@@ -66,7 +67,7 @@ def test_what_stands_in_a_file_stays_with_its_mode_and_its_link(file: Path, tmp_
     link = tmp_path / "link.toml"
     link.symlink_to(file)
     for name in ("a", "b"):
-        assert make("--id", name, "--file", str(link)) == 0
+        assert make("--id", name, "--access-file", str(link)) == 0
     after = file.read_text()
     assert after.startswith(before)
     assert after.count("[tenants.acme]") == 1
@@ -89,7 +90,7 @@ def test_a_file_that_cannot_be_added_to_is_left_as_it_is(
     file: Path, capsys: pytest.CaptureFixture[str], content: str, says: str
 ) -> None:
     file.write_text(content)
-    assert make("--file", str(file)) == 2
+    assert make("--access-file", str(file)) == 2
     said = capsys.readouterr()
     assert re.search(says, said.err)
     assert said.out == ""
@@ -98,9 +99,9 @@ def test_a_file_that_cannot_be_added_to_is_left_as_it_is(
 
 
 def test_an_id_that_is_taken_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert make("--id", "ci", "--file", str(file)) == 0
+    assert make("--id", "ci", "--access-file", str(file)) == 0
     before = file.read_text()
-    assert make("--id", "ci", "--file", str(file)) == 2
+    assert make("--id", "ci", "--access-file", str(file)) == 2
     assert "has a token 'ci' already" in capsys.readouterr().err
     assert file.read_text() == before
 
@@ -111,8 +112,8 @@ def test_an_id_that_is_taken_is_refused(file: Path, capsys: pytest.CaptureFixtur
 def test_names_that_the_file_could_not_hold_are_refused(
     file: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
-    assert make("--file", str(file), *flags) == 2
-    assert "graft-token: " in capsys.readouterr().err
+    assert make("--access-file", str(file), *flags) == 2
+    assert "graft-server: " in capsys.readouterr().err
     assert not file.exists()
 
 
@@ -120,7 +121,7 @@ def test_a_tenant_with_signs_that_toml_or_ids_do_not_take_is_written_so_that_the
     file: Path,
 ) -> None:
     for _ in range(2):
-        assert make("--tenant", "north.west_2", "--file", str(file)) == 0
+        assert make("--tenant", "north.west_2", "--access-file", str(file)) == 0
     found = access_file.read(file, ()).tokens
     assert {token.principal.tenant for token in found.values()} == {"north.west_2"}
 
@@ -128,30 +129,31 @@ def test_a_tenant_with_signs_that_toml_or_ids_do_not_take_is_written_so_that_the
 def test_a_folder_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert make("--file", str(tmp_path / "no" / "access.toml")) == 1
+    assert make("--access-file", str(tmp_path / "no" / "access.toml")) == 1
     assert "No such file" in capsys.readouterr().err
 
 
 def test_an_interrupted_write_leaves_the_old_file(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert make("--id", "ci", "--file", str(file)) == 0
+    assert make("--id", "ci", "--access-file", str(file)) == 0
     before = file.read_text()
 
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    assert make("--id", "b", "--file", str(file)) == 1
+    assert make("--id", "b", "--access-file", str(file)) == 1
     assert file.read_text() == before
     assert list(file.parent.iterdir()) == [file]
 
 
 def test_many_at_once_lose_no_token(file: Path) -> None:
-    command = [sys.executable, "-m", "service.auth.token_cli", "--tenant=acme", "--role=train"]
+    command = [sys.executable, "-m", "service", "tokens", "create"]
+    command += ["--tenant=acme", "--role=train"]
     running = [
         subprocess.Popen(
-            [*command, f"--file={file}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*command, f"--access-file={file}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         for _ in range(4)
     ]
@@ -177,7 +179,7 @@ def test_a_token_expires_after_a_time_or_at_the_end_of_a_day(file: Path) -> None
         "date": ["--expires-on=2999-01-31"],
         "never": [],
     }.items():
-        assert make("--id", name, "--file", str(file), *flags) == 0
+        assert make("--id", name, "--access-file", str(file), *flags) == 0
     after = time.time()
     for name, days in {"days": 90, "weeks": 14, "hours": 0.5}.items():
         # The file holds whole seconds.
@@ -203,7 +205,7 @@ def test_an_expiry_that_cannot_be_is_refused(
     file: Path, capsys: pytest.CaptureFixture[str], flag: str, says: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        make("--file", str(file), flag)
+        make("--access-file", str(file), flag)
     assert caught.value.code == 2
     assert says in capsys.readouterr().err
     assert not file.exists()
@@ -215,12 +217,12 @@ def test_an_expiry_that_cannot_be_is_refused(
 def test_the_list_shows_ids_and_expiry_and_no_hash(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make("--id", "lab", "--file", str(file), "--role", "predict", "--expires-on=2999-01-31")
-    make("--id", "old", "--file", str(file))
+    make("--id", "lab", "--access-file", str(file), "--role", "predict", "--expires-on=2999-01-31")
+    make("--id", "old", "--access-file", str(file))
     file.write_text(file.read_text() + "expires = 2020-01-01T00:00:00Z\n")
-    make("--id", "web", "--file", str(file))
+    make("--id", "web", "--access-file", str(file))
     capsys.readouterr()
-    assert token_cli.main(["list", "--file", str(file)]) == 0
+    assert main(["tokens", "list", "--access-file", str(file)]) == 0
     shown = capsys.readouterr().out
     assert [line.split() for line in shown.splitlines()] == [
         ["ID", "TENANT", "ROLES", "EXPIRES"],
@@ -228,7 +230,7 @@ def test_the_list_shows_ids_and_expiry_and_no_hash(
         ["old", "acme", "train", "2020-01-01", "00:00", "UTC", "(expired)"],
         ["web", "acme", "train", "never"],
     ]
-    assert token_cli.main(["list", "--json", "--file", str(file)]) == 0
+    assert main(["tokens", "list", "--json", "--access-file", str(file)]) == 0
     as_json = capsys.readouterr().out
     assert [(t["id"], t["expires"], t["has_expired"]) for t in json.loads(as_json)] == [
         ("lab", "2999-02-01T00:00:00+00:00", False),
@@ -245,13 +247,13 @@ def test_revoking_deletes_one_token_and_keeps_everything_else(
     file.write_text("# ours\n[tenants.acme]  # since May\n")
     file.chmod(0o640)
     for name in ("a", "b", "c"):
-        make("--id", name, "--file", str(file))
+        make("--id", name, "--access-file", str(file))
     before = file.read_text().replace('id = "c"', '# of the lab\nid = "c"')
     before = before.replace('[[tokens]]\nid = "b"', '[[tokens]]\n# of nobody\nid = "b"')
     file.write_text(before + "# at the end\n\n[tenants.zoo]\n")
-    make("--id", "d", "--file", str(file))
+    make("--id", "d", "--access-file", str(file))
     before = file.read_text()
-    assert token_cli.main(["revoke", "b", "--file", str(file)]) == 0
+    assert main(["tokens", "revoke", "b", "--access-file", str(file)]) == 0
     after = file.read_text()
     assert [*access_file.read(file, ()).tokens] == ["a", "c", "d"]
     assert file.stat().st_mode & 0o777 == 0o640
@@ -262,7 +264,7 @@ def test_revoking_deletes_one_token_and_keeps_everything_else(
         assert kept in after
     assert "\n\n\n" not in after
     for name in ("a", "c", "d"):
-        assert token_cli.main(["revoke", name, "--file", str(file)]) == 0
+        assert main(["tokens", "revoke", name, "--access-file", str(file)]) == 0
     assert access_file.read(file, ()).tokens == {}
     assert "# made" not in file.read_text()
 
@@ -282,7 +284,7 @@ def test_a_token_that_cannot_be_found_among_the_lines_is_left_to_its_operator(
     rest = [f'sha256 = "{"0" * 64}"', 'tenant = "acme"', 'roles = ["train"]']
     text = content.format(rest="\n".join(rest), rest_in_line=", ".join(rest))
     file.write_text(text)
-    assert token_cli.main(["revoke", "b", "--file", str(file)]) == 2
+    assert main(["tokens", "revoke", "b", "--access-file", str(file)]) == 2
     assert "delete the token 'b' by hand" in capsys.readouterr().err
     assert file.read_text() == text
 
@@ -290,17 +292,32 @@ def test_a_token_that_cannot_be_found_among_the_lines_is_left_to_its_operator(
 def test_an_id_or_a_file_that_is_not_there_is_named(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert token_cli.main(["revoke", "b", "--file", str(file)]) == 2
+    assert main(["tokens", "revoke", "b", "--access-file", str(file)]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert token_cli.main(["list", "--file", str(file)]) == 1
+    assert main(["tokens", "list", "--access-file", str(file)]) == 1
     assert "No such file" in capsys.readouterr().err
-    make("--id", "a", "--file", str(file))
-    assert token_cli.main(["revoke", "b", "--file", str(file)]) == 2
+    make("--id", "a", "--access-file", str(file))
+    assert main(["tokens", "revoke", "b", "--access-file", str(file)]) == 2
     assert "has no token 'b'" in capsys.readouterr().err
 
 
-def test_a_new_token_needs_a_tenant_and_a_role(capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in (["--tenant", "acme"], ["--role", "train"], []):
-        with pytest.raises(SystemExit):
-            token_cli.main(flags)
-        assert "a new token needs --tenant and --role" in capsys.readouterr().err
+def test_a_file_is_that_of_the_settings_where_none_is_given(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["tokens", "list"]) == 2
+    assert "--access-file, or GRAFT_ACCESS_FILE" in capsys.readouterr().err
+    monkeypatch.setenv("GRAFT_ACCESS_FILE", str(file))
+    # What the server would refuse is nothing to a command that needs it not.
+    monkeypatch.setenv("GRAFT_PORT", "none")
+    assert make("--id", "ci") == 0
+    assert main(["tokens", "list"]) == 0
+    assert "\nci " in capsys.readouterr().out
+
+
+def test_without_a_command_of_its_own_it_says_which_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["tokens"]) == 2
+    said = capsys.readouterr().err
+    for name in ("create", "list", "revoke"):
+        assert f"\n    {name} " in said

@@ -1,10 +1,10 @@
 """Backups as the runbook makes them: taken while serving, brought up to date, put back."""
 
+import contextlib
+import io
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,31 +12,37 @@ from pathlib import Path
 import pytest
 from graftml import Client
 
+from service import backup as backups
 from service import fsck
+from service.__main__ import main
 from service.domain import JobState
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
 from service.storage.database import Database
 from tests.data_folder import make_data_folder
-from tests.deploy.queries import DEPLOY
 from tests.deploy.sample_image import IMAGES
 from tests.e2e.conftest import GUARD_S, INSTANT, ServiceProcess
 
 
-def run(command: str, source: Path, target: Path, *flags: str) -> str:
-    """Runs the script as it is piped into a container; returns why it failed, or nothing."""
-    done = subprocess.run(
-        # Isolated and without site-packages: it needs Python alone.
-        [sys.executable, "-I", "-S", "-", command, str(source), str(target), *flags],
-        input=(DEPLOY / "backup.py").read_text(),
-        capture_output=True,
-        text=True,
-        timeout=GUARD_S,
-        check=False,
-    )
-    assert bool(done.returncode) == bool(done.stderr), done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stderr
+def backup(data_dir: Path, target: Path, *flags: str) -> str:
+    """Returns why there is no backup, or nothing."""
+    return failure("backup", target, data_dir, *flags)
+
+
+def restore(source: Path, data_dir: Path, *flags: str) -> str:
+    """Returns why nothing was restored, or nothing."""
+    return failure("restore", source, data_dir, *flags)
+
+
+def failure(name: str, folder: Path, data_dir: Path, *flags: str) -> str:
+    said, printed = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
+        code = main([name, str(folder), f"--data-dir={data_dir}", *flags])
+    if code:
+        assert (code, printed.getvalue()) == (1, "")
+        return said.getvalue()
+    assert " files of " in printed.getvalue()
+    return ""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,7 @@ def data(whole: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def copy(data: Path, tmp_path: Path) -> Path:
     """A backup of `data`."""
-    assert run("backup", data, tmp_path / "copy") == ""
+    assert backup(data, tmp_path / "copy") == ""
     return tmp_path / "copy"
 
 
@@ -90,11 +96,11 @@ def test_a_backup_that_was_taken_while_serving_serves_the_same_when_restored(
             client.wait_ready(timeout_s=GUARD_S)
             client.fine_tune(IMAGES, name="colours").wait(timeout_s=GUARD_S)
             (before,) = client.predict(image, model="colours")
-            assert run("backup", tmp_path / "data", tmp_path / "copy") == ""
+            assert backup(tmp_path / "data", tmp_path / "copy") == ""
     finally:
         service.end()
 
-    assert run("restore", tmp_path / "copy", tmp_path / "restored") == ""
+    assert restore(tmp_path / "copy", tmp_path / "restored") == ""
     assert fsck.problems(tmp_path / "restored") == []
     restored = ServiceProcess(tmp_path / "restored", "--warm-trainers=0")
     try:
@@ -122,7 +128,7 @@ def test_a_second_backup_copies_what_is_new_and_drops_what_is_not_needed(
     before = state(copy)
     sql(data, "DELETE FROM registered_backbones")
     added = objects(data)[-1]
-    assert run("backup", data, copy) == ""
+    assert backup(data, copy) == ""
     after = state(copy)
     assert fsck.problems(copy) == []
     assert len(before) - len(after) == 1
@@ -138,11 +144,11 @@ def test_a_blob_that_vanishes_leaves_the_last_state_whole(data: Path, copy: Path
     digest = name.name.partition("-")[0]
     # A blob that was collected and put again is another object, which is not there yet.
     sql(data, f"UPDATE blobs SET generation = 'later' WHERE digest = '{digest}'")
-    assert f"{digest}-later is missing" in run("backup", data, copy)
+    assert f"{digest}-later is missing" in backup(data, copy)
     assert before.items() <= state(copy).items()
     assert fsck.problems(copy) == []
     (data / name).rename(data / name.with_name(f"{digest}-later"))
-    assert run("backup", data, copy) == ""
+    assert backup(data, copy) == ""
     assert fsck.problems(copy) == []
     assert str(name) not in state(copy)
     assert not list(copy.rglob("*.new*"))
@@ -151,12 +157,12 @@ def test_a_blob_that_vanishes_leaves_the_last_state_whole(data: Path, copy: Path
 def test_a_first_backup_that_was_interrupted_goes_on(data: Path, tmp_path: Path) -> None:
     for path in objects(data):
         path.rename(path.with_name(path.name + ".away"))
-    assert "is missing" in run("backup", data, tmp_path / "copy")
+    assert "is missing" in backup(data, tmp_path / "copy")
     for path in objects(data):
         path.rename(path.with_suffix(""))
     # A kill leaves this, too, which SQLite would play back into the next copy.
     (tmp_path / "copy" / "graft.sqlite3.new-journal").touch()
-    assert run("backup", data, tmp_path / "copy") == ""
+    assert backup(data, tmp_path / "copy") == ""
     assert fsck.problems(tmp_path / "copy") == []
     assert not list((tmp_path / "copy").rglob("*.new*"))
 
@@ -165,39 +171,68 @@ def test_what_rots_is_not_copied(data: Path, copy: Path, tmp_path: Path) -> None
     (object_of, *_) = objects(copy)
     damage(data / object_of.relative_to(copy))
     # One that the backup has stays as it was.
-    assert run("backup", data, copy) == ""
+    assert backup(data, copy) == ""
     assert fsck.problems(copy) == []
-    assert f"{object_of.name} is damaged" in run("backup", data, tmp_path / "other")
+    assert f"{object_of.name} is damaged" in backup(data, tmp_path / "other")
 
 
 def test_a_damaged_backup_is_not_restored(copy: Path, tmp_path: Path) -> None:
     (first, *_, last) = objects(copy)
     content = last.read_bytes()
     damage(last)
-    assert f"{last.name} is damaged" in run("restore", copy, tmp_path / "restored")
-    assert not (tmp_path / "restored").exists()
+    assert f"{last.name} is damaged" in restore(copy, tmp_path / "restored")
+    assert [path.name for path in (tmp_path / "restored").iterdir()] == ["lock"]
     last.write_bytes(content)
     first.rename(tmp_path / "moved")
-    assert f"{first.name} is missing" in run("restore", copy, tmp_path / "restored")
+    assert f"{first.name} is missing" in restore(copy, tmp_path / "restored")
     (tmp_path / "moved").rename(first)
-    assert run("restore", copy, tmp_path / "restored") == ""
+    assert restore(copy, tmp_path / "restored") == ""
     assert fsck.problems(tmp_path / "restored") == []
-    assert not list(tmp_path.glob("*.new"))
+    assert not list(tmp_path.rglob("*.new"))
 
 
 def test_what_is_there_is_not_restored_over(data: Path, copy: Path, tmp_path: Path) -> None:
     before = state(data)
-    assert f"{data} exists: move it away first" in run("restore", copy, data)
-    assert state(data) == before
-    assert "is no backup" in run("restore", tmp_path / "nothing", tmp_path / "restored")
+    assert f"{data} holds blobs: restore into an empty folder" in restore(copy, data)
+    with closing(Database(data)):
+        assert f"a server uses {data}: stop it" in restore(copy, data)
+    assert state(data).keys() == before.keys()
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a").touch()
+    assert "holds a: restore into an empty folder" in restore(copy, tmp_path / "letters")
+    assert len(list((tmp_path / "letters").iterdir())) == 1
+    assert "is no backup" in restore(tmp_path / "nothing", tmp_path / "restored")
+
+
+def test_a_volume_of_its_own_and_a_restore_that_was_killed_are_no_hindrance(
+    copy: Path, tmp_path: Path
+) -> None:
+    for left in ("lost+found", "restore.new/blobs/ab"):
+        (tmp_path / "volume" / left).mkdir(parents=True)
+    assert restore(copy, tmp_path / "volume") == ""
+    assert {p.name for p in (tmp_path / "volume").iterdir()} == {
+        "lost+found", "lock", "blobs", "graft.sqlite3",
+    }  # fmt: skip
+    assert fsck.problems(tmp_path / "volume") == []
+
+
+def test_what_the_check_finds_of_a_restored_folder_is_told(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sql(copy, "UPDATE models SET last_version = 0 WHERE name = 'ants'")
+    assert main(["restore", str(copy), f"--data-dir={tmp_path}/restored"]) == 1
+    printed = capsys.readouterr()
+    assert "is restored to" in printed.out
+    assert "model default/ants: has version" in printed.out
+    assert "1 problem\n" in printed.err
 
 
 def test_blobs_that_lie_elsewhere_are_found_and_put_back(data: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     (data / "blobs").rename(elsewhere)
     flag = f"--blobs-dir={elsewhere}"
-    assert "is missing" in run("backup", data, tmp_path / "copy")
-    assert run("backup", data, tmp_path / "copy", flag) == ""
+    assert "is missing" in backup(data, tmp_path / "copy")
+    assert backup(data, tmp_path / "copy", flag) == ""
     # Some of them are still there, and two are not what they were.
     copied = objects(tmp_path / "copy")
     paths = [elsewhere / path.relative_to(tmp_path / "copy" / "blobs") for path in copied]
@@ -205,7 +240,7 @@ def test_blobs_that_lie_elsewhere_are_found_and_put_back(data: Path, tmp_path: P
     damage(paths[1])
     os.truncate(paths[2], 1)
     kept = paths[3].stat().st_ino
-    assert run("restore", tmp_path / "copy", tmp_path / "restored", flag) == ""
+    assert restore(tmp_path / "copy", tmp_path / "restored", flag) == ""
     assert fsck.problems(tmp_path / "restored", elsewhere) == []
     assert not (tmp_path / "restored" / "blobs").exists()
     assert paths[3].stat().st_ino == kept
@@ -226,23 +261,24 @@ def test_of_jobs_that_ran_no_crash_is_counted(data: Path, copy: Path, tmp_path: 
         )
 
     runs(data)
-    assert run("backup", data, copy) == ""
+    assert backup(data, copy) == ""
     assert started(data) == [(JobState.QUEUED, 2)]
-    assert run("restore", copy, tmp_path / "restored") == ""
-    assert started(tmp_path / "restored") == [(JobState.QUEUED, 1)]
+    restored = tmp_path / "restored"
+    backups.restore(copy, restored, restored / "blobs")
+    assert started(restored) == [(JobState.QUEUED, 1)]
 
 
 def test_a_backup_takes_a_data_folder_alone_and_overwrites_nothing(
     data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no data folder" in run("backup", tmp_path / "empty", tmp_path / "copy")
+    assert "no data folder" in backup(tmp_path / "empty", tmp_path / "copy")
     other = shutil.copytree(data, tmp_path / "other")
     before = state(other)
-    assert f"{other} holds lock and is no backup" in run("backup", data, other)
+    assert f"{other} holds lock and is no backup" in backup(data, other)
     assert state(other) == before
     (tmp_path / "empty" / "letters").touch()
-    assert "holds letters and is no backup" in run("backup", data, tmp_path / "empty")
+    assert "holds letters and is no backup" in backup(data, tmp_path / "empty")
 
 
 def damage_page(file: Path) -> None:
@@ -262,10 +298,10 @@ def test_a_damaged_database_is_no_backup(
 ) -> None:
     before = state(copy)
     damage_it(data / "graft.sqlite3")
-    assert f"the database of {data} is damaged" in run("backup", data, copy)
+    assert f"the database of {data} is damaged" in backup(data, copy)
     # The last good state is there still.
     assert before.items() <= state(copy).items()
     assert fsck.problems(copy) == []
     damage_it(copy / "graft.sqlite3")
-    assert f"the database of {copy} is damaged" in run("restore", copy, tmp_path / "restored")
+    assert f"the database of {copy} is damaged" in restore(copy, tmp_path / "restored")
     assert not (tmp_path / "restored").exists()

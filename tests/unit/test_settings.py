@@ -1,12 +1,13 @@
-"""Settings from flags and the environment, and what is said of bad ones."""
+"""Settings from flags, the environment and a file, and what is said of bad ones."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from service import app, config
+from service import app, settings
 from service.__main__ import command_line
 from service.config import BadConfig, Config
 from service.engine.gpu import GpuLimits
@@ -16,7 +17,7 @@ from service.ops.metrics import Metrics
 
 
 def load(flags: Sequence[str], environment: Mapping[str, str]) -> Config:
-    return config.load(vars(command_line().parse_args(["run", *flags])), environment)
+    return settings.load(vars(command_line().parse_args(["run", *flags])), environment)
 
 
 def test_without_settings_the_defaults_hold() -> None:
@@ -27,6 +28,78 @@ def test_the_environment_sets_and_a_flag_wins() -> None:
     environment = {"GRAFT_PORT": "1", "GRAFT_MAX_BATCH": "4", "OTHER": "x"}
     loaded = load(["--port", "2"], environment)
     assert (loaded.port, loaded.max_batch) == (2, 4)
+
+
+def test_a_flag_wins_over_a_variable_and_both_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "graft.toml"
+    file.write_text("port = 1\nmetrics_port = 1\nmax_batch = 1\n")
+    environment = {"GRAFT_METRICS_PORT": "2", "GRAFT_MAX_BATCH": "2"}
+    for flags, named in ([f"--config={file}"], {}), ([], {"GRAFT_CONFIG": str(file)}):
+        loaded = load([*flags, "--max-batch=3"], {**environment, **named})
+        assert (loaded.port, loaded.metrics_port, loaded.max_batch) == (1, 2, 3)
+        assert loaded.max_queue == Config().max_queue
+
+
+def test_of_two_files_that_of_the_flag_counts(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("port = 1\n")
+    loaded = load([f"--config={tmp_path}/a.toml"], {"GRAFT_CONFIG": "/no/such/file"})
+    assert loaded.port == 1
+
+
+def test_a_file_can_say_all_that_flags_can(tmp_path: Path) -> None:
+    file = tmp_path / "graft.toml"
+    file.write_text(
+        f'host = "::1"\ndata_dir = "{tmp_path}/data"\nallowed_dirs = ["{tmp_path}/a:b"]\n'
+        'drain_s = 5\nload_timeout_s = 0.5\nlog_format = "console"\n'
+        'pass_environment = ["HTTP_PROXY", "MY_*"]\n'
+    )
+    (tmp_path / "a:b").mkdir()
+    assert load([f"--config={file}"], {}) == Config(
+        host="::1",
+        data_dir=tmp_path / "data",
+        allowed_dirs=(tmp_path / "a:b",),
+        drain_s=5.0,
+        load_timeout_s=0.5,
+        log_format="console",
+        pass_environment="HTTP_PROXY,MY_*",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("prot = 1", "holds prot, which is no setting; did you mean port?"),
+        ("foo = 1", "holds foo, which is no setting; `graft-server run --help`"),
+        ("[server]\nport = 1", "holds server, which is no setting"),
+        ('port = "1"', ": port is '1'; it must be a whole number"),
+        ("port = 1.0", ": port is 1.0; it must be a whole number"),
+        ("port = true", ": port is true; it must be a whole number"),
+        ("port = 70000", ": port is 70000; it must be from 0 to 65535"),
+        ("drain_s = nan", ": drain_s is nan; it must be at least 0"),
+        ("accept_gzip = true", ": accept_gzip is true; it must be one of no, yes, in quotes"),
+        ('log_format = "xml"', ": log_format is 'xml'; it must be one of json, console"),
+        ("data_dir = 1", ": data_dir is 1; it must be a text in quotes"),
+        ('allowed_dirs = "/tmp"', ": allowed_dirs is '/tmp'; it must be an array of texts"),
+        ("allowed_dirs = [1]", ": allowed_dirs is [1]; it must be an array of texts"),
+        ('allowed_dirs = ["/no/such"]', ": allowed_dirs names '/no/such', which is no folder here"),
+        ("port = ", "is no TOML: "),
+    ],
+)
+def test_a_bad_key_or_value_of_a_file_is_named_with_the_file(
+    content: str, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "graft.toml"
+    file.write_text(content)
+    with pytest.raises(BadConfig, match=re.escape(says)) as caught:
+        load([], {"GRAFT_CONFIG": str(file)})
+    assert str(caught.value).startswith(str(file))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match="--config names '/no/such', which cannot be read: No such"):
+        load(["--config=/no/such"], {})
+    with pytest.raises(BadConfig, match="GRAFT_CONFIG names"):
+        load([], {"GRAFT_CONFIG": str(tmp_path)})
 
 
 def test_flags_may_not_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +140,9 @@ def test_folders_for_images_that_overlap_the_data_folder_are_refused(
     ("environment", "says"),
     [
         ({"GRAFT_PROT": "1"}, "GRAFT_PROT, which is no setting; did you mean GRAFT_PORT?"),
-        ({"GRAFT_XYZZY": "1"}, "see graft-server run --help"),
+        # Nothing is like it, but for the beginning that all have.
+        ({"GRAFT_FOO": "1"}, "GRAFT_FOO, which is no setting; `graft-server run --help`"),
+        ({"GRAFT_XYZZY": "1"}, "`graft-server run --help` lists all"),
         ({"GRAFT_PORT": "x"}, "GRAFT_PORT is 'x'; it must be a whole number"),
         ({"GRAFT_PORT": "70000"}, "from 0 to 65535"),
         ({"GRAFT_DRAIN_S": "nan"}, "GRAFT_DRAIN_S is nan; it must be at least 0"),
@@ -88,7 +163,7 @@ def test_a_call_that_no_queue_could_hold_is_a_bad_setting() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "graft.example", "127.1", "fe80::1"])
 def test_beyond_this_machine_somebody_must_say_who_may_call(host: str) -> None:
-    with pytest.raises(BadConfig, match=r"other machines may reach.*--access-file.*graft-token"):
+    with pytest.raises(BadConfig, match=r"other machines may reach.*--access-file.*tokens create"):
         load(["--host", host], {})
     for flags in (
         ["--access-file=access.toml"],
@@ -128,6 +203,7 @@ def test_help_tells_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load(["--help"], {})
     text = capsys.readouterr().out
+    assert "--config" in text
     for name in Config.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in text
 
