@@ -5,6 +5,9 @@ promised of one holds for the other.
 """
 
 import asyncio
+import io
+import tarfile
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,24 @@ class Driven:
                 yield item
         finally:
             self._runner.run(items.aclose())
+
+
+def arrived(messages: list[Any]) -> list[tuple[str, bytes]]:
+    """Returns what an upload sent: each image's class and bytes, or each file of its archive.
+
+    Names alone, of folders, links and what is left out, are no files.
+    """
+    images = [(m.image.label, m.image.content) for m in messages if m.HasField("image")]
+    archive = io.BytesIO(b"".join(message.archive_chunk for message in messages))
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            return [(name, zipped.read(name)) for name in zipped.namelist()]
+    archive.seek(0)
+    if not images:
+        with tarfile.open(fileobj=archive) as tar:
+            files = [(member.name, tar.extractfile(member)) for member in tar if member.size]
+            return [(name, file.read()) for name, file in files if file]
+    return images
 
 
 @pytest.fixture

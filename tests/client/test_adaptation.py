@@ -12,6 +12,8 @@ import pytest
 from graftml.testing import FakeGraft
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
+from tests.client.conftest import arrived
+
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
@@ -25,24 +27,24 @@ def target(tmp_path: Path) -> Path:
     return root
 
 
-def adapted(client: Any, server: FakeGraft, folder: Path, **options: Any) -> Any:
-    """The method as the job of an adaptation says it."""
+def adapted(
+    client: Any, server: FakeGraft, folder: Path, **options: Any
+) -> tuple[Any, list[tuple[str, bytes]]]:
+    """The method as the job of an adaptation says it, and what was sent of its target."""
     job = client.fine_tune(folder, "pets", method=graftml.DomainAdaptation(**options))
     assert job.wait().method == "domain_adaptation"
-    return job.job.request.domain_adaptation
+    sent = server.requests("UploadDataset")[-1]
+    assert sent[0].header.is_unlabelled
+    return job.job.request.domain_adaptation, arrived(sent)
 
 
 def test_a_folder_of_the_target_arrives_without_labels(
     client: Any, server: FakeGraft, folder: Path, target: Path
 ) -> None:
-    method = adapted(client, server, folder, target=target, technique="coral")
+    method, sent = adapted(client, server, folder, target=target, technique="coral")
     assert method.technique == pb.ADAPTATION_TECHNIQUE_CORAL
-    sent = server.images(method.target_dataset_id)
-    assert sorted(data for _, _, data in sent) == [b"a", b"b", b"c"]
-    assert {label for _, label, _ in sent} == {""}
-    dataset = client.get_dataset(method.target_dataset_id)
-    assert (dataset.is_unlabelled, dataset.classes, dataset.image_count) == (True, (), 3)
-    assert dataset.display_name == "phone"
+    assert sent == [("a.jpg", b"a"), ("2024/b.jpg", b"b"), ("2024/may/c.jpg", b"c")]
+    assert client.get_dataset(method.target_dataset_id).display_name == "phone"
 
 
 def test_an_archive_of_the_target_is_sent_as_it_is(
@@ -50,8 +52,8 @@ def test_an_archive_of_the_target_is_sent_as_it_is(
 ) -> None:
     with zipfile.ZipFile(tmp_path / "phone.zip", "w") as zipped:
         zipped.write(target / "a.jpg", "deep/down/a.jpg")
-    method = adapted(client, server, folder, target=str(tmp_path / "phone.zip"))
-    assert server.images(method.target_dataset_id) == [("", "", b"a")]
+    _, sent = adapted(client, server, folder, target=str(tmp_path / "phone.zip"))
+    assert sent == [("deep/down/a.jpg", b"a")]
 
 
 def test_a_target_may_be_images_of_any_kind_and_labels_beside_them_are_left_out(
@@ -59,43 +61,31 @@ def test_a_target_may_be_images_of_any_kind_and_labels_beside_them_are_left_out(
 ) -> None:
     pixels = np.zeros((2, 3, 3), np.uint8)
     mixed = [target / "a.jpg", str(target / "2024" / "b.jpg"), b"c", pixels, ("cat", b"d")]
-    method = adapted(client, server, folder, target=mixed)
-    sent = server.images(method.target_dataset_id)
-    assert {label for _, label, _ in sent} == {""}
-    assert [data for _, _, data in sent[:3]] == [b"a", b"b", b"c"]
-    assert sent[3][2].startswith(b"\x89PNG")
-    assert sent[4][2] == b"d"
+    _, sent = adapted(client, server, folder, target=mixed)
+    assert sent[:3] == [("", b"a"), ("", b"b"), ("", b"c")]
+    assert (sent[3][0], sent[3][1][:4]) == ("", b"\x89PNG")
+    assert sent[4:] == [("", b"d")]
 
 
 def test_a_batch_in_an_array_is_a_target(client: Any, server: FakeGraft, folder: Path) -> None:
     batch = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
-    job = client.fine_tune(folder, "pets", method="domain_adaptation", target=batch)
-    assert len(server.images(job.job.request.domain_adaptation.target_dataset_id)) == 2
+    client.fine_tune(folder, "pets", method="domain_adaptation", target=batch)
+    assert len(arrived(server.requests("UploadDataset")[1])) == 2
 
 
 def test_a_target_that_measures_keeps_its_labels(
     client: Any, server: FakeGraft, folder: Path
 ) -> None:
     pairs = [("cat", b"1"), ("dog", b"2")]
-    method = adapted(client, server, folder, target=pairs, evaluate_on_target=True)
-    assert server.images(method.target_dataset_id) == [("", "cat", b"1"), ("", "dog", b"2")]
+    assert adapted(client, server, folder, target=pairs, evaluate_on_target=True)[1] == pairs
 
 
 def test_a_target_that_measures_may_have_one_known_class_and_images_without_one(
-    client: Any, server: FakeGraft, folder: Path, tmp_path: Path
+    client: Any, server: FakeGraft, folder: Path
 ) -> None:
     mixed = [("cat", b"1"), ("", b"2"), b"3"]
-    method = adapted(client, server, folder, target=mixed, evaluate_on_target=True)
-    assert server.images(method.target_dataset_id) == [
-        ("", "cat", b"1"),
-        ("", "", b"2"),
-        ("", "", b"3"),
-    ]
-    assert client.get_dataset(method.target_dataset_id).is_unlabelled
-    (tmp_path / "one" / "cat").mkdir(parents=True)
-    (tmp_path / "one" / "cat" / "1.jpg").write_bytes(b"1")
-    method = adapted(client, server, folder, target=tmp_path / "one", evaluate_on_target=True)
-    assert client.get_dataset(method.target_dataset_id).is_unlabelled
+    _, sent = adapted(client, server, folder, target=mixed, evaluate_on_target=True)
+    assert sent == [("cat", b"1"), ("", b"2"), ("", b"3")]
 
 
 def test_a_target_that_the_service_has_already_is_not_uploaded(
@@ -138,18 +128,6 @@ def test_images_of_a_target_are_read_on_a_worker_thread(
     adapted(client, server, folder, target=images())
     assert threads
     assert threading.main_thread() not in threads
-
-
-def test_what_is_unlabelled_cannot_be_learned_from(
-    client: Any, server: FakeGraft, target: Path
-) -> None:
-    dataset = client.upload_dataset(target, is_unlabelled=True, display_name="mine")
-    assert dataset.display_name == "mine"
-    with pytest.raises(
-        graftml.InvalidArgument, match="target of a domain adaptation alone"
-    ) as caught:
-        client.fine_tune(dataset, "pets")
-    assert caught.value.reason == graftml.Reason.DATASET_UNUSABLE
 
 
 def test_a_target_that_is_gone_is_named(client: Any, server: FakeGraft, folder: Path) -> None:

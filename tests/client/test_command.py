@@ -53,6 +53,10 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
     server.add_model("pets", versions=2)
     where = ["--server", server.target]
     assert main(["models", "alias", "pets", "prod", "1", *where]) == 0
+    used = graftml.FailedPrecondition(
+        "delete prod first, or set force", reason=graftml.Reason.MODEL_IN_USE
+    )
+    server.fail("DeleteModel", used)
     assert main(["models", "delete", "pets", *where]) == 1
     err = capsys.readouterr().err
     assert "prod" in err

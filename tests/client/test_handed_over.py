@@ -12,6 +12,7 @@ import graftml
 import numpy as np
 import pytest
 from graftml import _images
+from graftml.testing import FakeGraft
 from PIL import Image
 
 from service.domain import ImageDecoding
@@ -223,12 +224,15 @@ def test_text_that_no_message_can_hold_is_an_invalid_argument(client: Any, send:
         send(client)
 
 
-def test_names_of_files_that_are_no_text_do_not_stop_an_upload(client: Any, tmp_path: Path) -> None:
+def test_names_of_files_that_are_no_text_do_not_stop_an_upload(
+    client: Any, server: FakeGraft, tmp_path: Path
+) -> None:
     folder = tmp_path / "b\udcff"
     for label in ("cat", "dog"):
         (folder / label).mkdir(parents=True)
         (folder / label / "a\udcff.jpg").write_bytes(JPEG)
     dataset = client.upload_dataset(folder)
     assert dataset.display_name == r"b\udcff"
-    sent = client.upload_dataset([(c, folder / c / "a\udcff.jpg") for c in ("cat", "dog")])
-    assert sent.image_count == 2
+    client.upload_dataset([(c, folder / c / "a\udcff.jpg") for c in ("cat", "dog")])
+    sent = server.requests("UploadDataset")[-1]
+    assert [message.image.filename for message in sent[1:3]] == [r"a\udcff.jpg"] * 2

@@ -1,7 +1,6 @@
 """A job is followed to its end: across lost connections, nothing missed, nothing doubled."""
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import graftml
@@ -234,19 +233,6 @@ def test_a_silent_stream_is_opened_anew_until_the_watchers_own_time_is_over() ->
     clock.now += 400.0
     with pytest.raises(graftml.DeadlineExceeded, match="did not end within 1000 s"):
         _ = watch.remaining_s
-
-
-def test_a_retry_is_answered_with_its_job_though_the_base_is_gone(
-    client: Any, server: FakeGraft, folder: Path
-) -> None:
-    server.add_model("birds")
-    options: Any = {"request_id": "once", "base": graftml.BaseVersion(model="birds", version=1)}
-    data = client.upload_dataset(folder)
-    first = client.fine_tune(data, "pets", **options)
-    client.delete_model("birds")
-    assert client.fine_tune(data, "pets", **options).job_id == first.job_id
-    with pytest.raises(graftml.NotFound):
-        client.fine_tune(data, "pets", base=options["base"])
 
 
 def test_an_epoch_without_held_out_images_has_no_figures_of_them() -> None:

@@ -7,6 +7,7 @@ import pytest
 from graftml import types
 from graftml.cli import main
 from graftml.testing import FakeGraft, published, running, succeeded
+from graftml_stubs.v1 import model_pb2 as pb
 
 START = ("finetune", "server:/x", "--name", "cats", "--detach")
 
@@ -68,7 +69,11 @@ def test_what_could_not_be_measured_is_told_with_what_is_not_calibrated(
 def test_what_was_let_pass_though_it_cannot_be_told_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    check = pb.GateCheck(name="accuracy", verdict=pb.GATE_VERDICT_UNDECIDED, passed=True)
+    check.detail = "accuracy: it cannot be told, no image was measured on"
+    version = pb.Version(model="cats", version=1, gate_checks=[check])
     with FakeGraft(script=[running(), published(None), succeeded()]) as server:
+        server.answer("GetVersion", pb.GetVersionResponse(version=version))
         command = ["finetune", "server:/x", "--name", "cats", "--min-accuracy", "0.9"]
         where = ["--server", server.target]
         told = "undecided, and let pass as asked: accuracy: it cannot be told, no image was"
@@ -76,15 +81,14 @@ def test_what_was_let_pass_though_it_cannot_be_told_is_said(
         assert told in capsys.readouterr().err
         assert main(["jobs", "watch", "job-1", *where]) == 0
         assert told in capsys.readouterr().err
-        assert main([*command, *where]) == 4
-        assert "let pass" not in capsys.readouterr().err
 
 
 def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     why = "worse than version 1 on the same images, p = 0.003"
-    script = [running(), published(0.8, gate_failures=[why]), succeeded()]
+    low = "accuracy: 0.8 was measured, 0.9 was asked for"
+    script = [running(), published(0.8, gate_failures=[low, why]), succeeded()]
     with FakeGraft(script=script) as server:
         where = ["--server", server.target]
         command = ["finetune", "server:/x", "--name", "cats", "--min-accuracy", "0.9"]
@@ -94,7 +98,7 @@ def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
         assert "0.800 [0.76 to 0.84] by cross-validation over 20 images; kept as a candidate" in out
         assert out.endswith(
             "cats version 1 did not pass its gate and is kept as a candidate:\n"
-            "- accuracy: 0.8 was measured, 0.9 was asked for\n"
+            f"- {low}\n"
             f"- {why}\n"
             "Try it: graft predict cats:1 IMAGE - publish it all the same: graft promote cats 1\n"
         )
@@ -109,9 +113,4 @@ def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
         assert main(["jobs", *where]) == 0
         out = capsys.readouterr().out
         assert ("candidate" in out, "succeeded" in out) == (True, False)
-        for number in ("1", "2"):
-            assert main(["promote", "cats", number, *where]) == 0
-        assert main(["jobs", *where]) == 0
-        assert "succeeded" in capsys.readouterr().out
-        assert main(["promote", "cats", "1", *where]) == 1
-        assert "[NOT_A_CANDIDATE]" in capsys.readouterr().err
+        assert main(["promote", "cats", "1", *where]) == 0

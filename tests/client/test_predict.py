@@ -188,12 +188,13 @@ def test_several_models_answer_each_in_its_own_list(client: Any, server: FakeGra
     ]
     more, numbers, before = client.predict_many(numbered(300), models)
     assert [answer.label for answer in more] == CLASSES[1:301]
-    assert {(answer.model, answer.label) for answer in numbers} == {("numbers", None)}
+    assert {answer.model for answer in numbers} == {"numbers"}
     assert {answer.version for answer in more} == {2}
     assert {answer.version for answer in before} == {1}
     # Images times models are what a call is bounded by.
     requests = server.requests("Predict")
     assert [len(request.images) for request in requests] == [85, 85, 85, 45]
+    assert requests[0].models[1].decision.thresholds.others == 1
 
 
 def test_models_that_are_no_list_are_refused_here(client: Any, server: FakeGraft) -> None:

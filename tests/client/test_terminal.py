@@ -14,7 +14,8 @@ from graftml._escaping import escaped
 from graftml.cli import main
 from graftml.cli._output import Output
 from graftml.cli._watching import data_lines
-from graftml.testing import FakeGraft
+from graftml.testing import FakeGraft, data, published, running, succeeded
+from graftml_stubs.v1 import dataset_pb2 as pb
 from rich.console import Console
 
 Run = Callable[..., tuple[int, str, str]]
@@ -53,19 +54,37 @@ def test_what_a_terminal_obeys_is_escaped(text: str, told: str) -> None:
 
 
 def test_names_of_files_and_classes_are_escaped_for_people_alone(
-    run: Run, server: FakeGraft, folder: Path
+    run: Run, server: FakeGraft, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "cat").rename(folder / EVIL)
-    (folder / EVIL / f".{EVIL}").write_text("x")
+    hidden = pb.LEFT_OUT_REASON_HIDDEN
+    dataset = pb.Dataset(
+        dataset_id="ds-1",
+        image_count=6,
+        classes=[pb.ClassCount(label=label, train_count=3) for label in (EVIL, "dog")],
+        summary=pb.ReadSummary(
+            seen_count=7,
+            used_count=6,
+            left_out=[pb.LeftOut(reason=hidden, label=EVIL, count=1)],
+            left_out_files=[
+                pb.LeftOutFile(
+                    path=f"{EVIL}/.{EVIL}", label=EVIL, reason=hidden, detail="hidden file"
+                )
+            ],
+        ),
+    )
+    server.answer("UploadDataset", pb.UploadDatasetResponse(dataset=dataset))
     code, out, err = run("datasets", "upload", folder)
     assert code == 0
     assert is_clean(out + err)
     assert r"\u202eb\x9b" in out
     assert f"  {SAFE}/.{SAFE}: hidden" in err
-    code, out, err = run("finetune", folder, "--name", "pets")
-    assert code == 0
-    assert is_clean(out + err)
-    assert f"6 images of 2 classes ({SAFE}, dog); " in out
+    script = [running(), data({EVIL: 3, "dog": 3}), published(), succeeded()]
+    with FakeGraft(script=script) as trained:
+        command = ["finetune", "server:/x", "--name", "pets", "--server", trained.target]
+        assert main(command) == 0
+    told = capsys.readouterr()
+    assert is_clean(told.out + told.err)
+    assert f"6 images of 2 classes ({SAFE}, dog)" in told.out
     code, out, _ = run("datasets", "upload", folder, "--json")
     assert [row["label"] for row in json.loads(out)["classes"]] == [EVIL, "dog"]
 

@@ -79,18 +79,3 @@ def test_the_command_sends_nothing_of_what_is_refused(
     assert main([*command, "--server", server.target]) == 1
     assert capsys.readouterr().err == "graft: no GPU here [DEVICE_UNAVAILABLE]\n"
     assert methods(server) == ["FineTune"]
-
-
-def test_a_model_that_aliases_name_is_deleted_by_force_alone(
-    client: Any, server: FakeGraft
-) -> None:
-    server.add_model("pets")
-    client.set_alias("pets", "prod", 1)
-    with pytest.raises(graftml.FailedPrecondition, match="prod") as caught:
-        client.delete_model("pets")
-    assert caught.value.reason == graftml.Reason.MODEL_IN_USE
-    client.delete_model("pets", force=True)
-    assert list(client.list_models()) == []
-    server.add_model("pets")
-    client.delete_model("pets")
-    assert list(client.list_models()) == []

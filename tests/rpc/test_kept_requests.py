@@ -1,12 +1,7 @@
-"""A job's request is the message that came, in the real service and in the client's fake one."""
-
-from typing import Any
+"""A job's request is the message that came."""
 
 from google.protobuf.duration_pb2 import Duration
-from graftml.testing import FakeGraft
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
-from graftml_stubs.v1 import fine_tuning_pb2_grpc
-from grpc import aio
 
 from service.contract import Augmentation
 from tests.rpc.conftest import Service, colours
@@ -58,35 +53,6 @@ async def test_every_hyperparameter_comes_back_as_it_was_asked(service: Service)
     assert spec.augmentation == Augmentation(
         mirror=False, min_scale=0.5, rotation_degrees=0.0, colour=0.2
     )
-
-
-async def test_the_clients_fake_keeps_the_same_request_and_base(service: Service) -> None:
-    await service.make_model()
-    asked = pb.FineTuneRequest(
-        model="colours",
-        inline_images=colours(4),
-        domain_adaptation=pb.DomainAdaptation(
-            target_images=colours(), technique=pb.ADAPTATION_TECHNIQUE_MCC
-        ),
-        base=pb.BaseVersion(alias="latest"),
-        labels={"team": "birds"},
-        request_id="once",
-    )
-    # A field that neither knows is kept by neither.
-    asked.MergeFromString(b"\xf8\xff\x07\x01")
-    real = (await service.fine_tuning.FineTune(asked)).job
-    with FakeGraft() as fake:
-        fake.add_model("colours", ["red", "green", "blue"])
-        async with aio.insecure_channel(fake.target) as channel:
-            stub: Any = fine_tuning_pb2_grpc.FineTuningServiceStub(channel)
-            played = (await stub.FineTune(asked)).job
-    for job in (real, played):
-        assert job.request.dataset_id.startswith("ds-")
-        assert job.request.domain_adaptation.target_dataset_id.startswith("ds-")
-        job.request.dataset_id = job.request.domain_adaptation.target_dataset_id = "ds"
-    assert real.request.request_id == "once"
-    assert played.request == real.request
-    assert played.base == real.base == pb.BaseVersion(model="colours", version=1)
 
 
 async def test_a_retry_may_name_labels_and_classes_in_another_order(service: Service) -> None:

@@ -1,45 +1,44 @@
-"""FineTuningService, in memory: a job's events are played, by its script or by the test."""
+"""Jobs, whose events are played: by a script, or by the test."""
 
-# ruff: noqa: ARG002, N802 - a servicer has gRPC's names and takes what gRPC gives
+# ruff: noqa: N802 - a method is named as the call that it answers
 
-import threading
 from collections.abc import Iterable, Iterator
+from threading import Condition
 from typing import Any
 
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
-from graftml_stubs.v1 import fine_tuning_pb2_grpc, model_pb2
+from graftml_stubs.v1 import model_pb2
 
-from graftml.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Reason
-from graftml.testing import _gate, _script
-from graftml.testing._datasets import Datasets
-from graftml.testing._models import Models, now
+from graftml.errors import FailedPrecondition, NotFound, Reason
+from graftml.testing import _script
+from graftml.testing._records import Records, now
 from graftml.testing._refusals import page, refuse
 
 _FINAL = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
+_WATCH_POLL_S = 1.0
 _METHODS = {
     "model_based": model_pb2.TRANSFER_METHOD_MODEL_BASED,
     "domain_adaptation": model_pb2.TRANSFER_METHOD_DOMAIN_ADAPTATION,
 }
-_WATCH_POLL_S = 1.0
 
 
-class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
-    """Jobs by id, each with its events. All state is guarded by one condition."""
+class Jobs:
+    """Answers the calls about jobs; every method but `WatchJob` is called under the lock."""
 
     def __init__(
         self,
-        models: Models,
-        datasets: Datasets,
+        records: Records,
+        lock: Condition,
         script: Iterable[pb.JobEvent],
         ranking_script: Iterable[pb.JobEvent],
     ) -> None:
-        self._models, self._datasets = models, datasets
-        self.script, self.ranking_script = tuple(script), tuple(ranking_script)
-        self._changed = threading.Condition()
+        self._records, self._changed = records, lock
+        self._script, self._ranking_script = tuple(script), tuple(ranking_script)
         self._jobs: dict[str, pb.Job] = {}
-        self._count = 0
         self._events: dict[str, list[pb.JobEvent]] = {}
-        self._is_stopped = False
+        self._count = 0
+        self.is_stopped = False
+        """Ends every watch."""
 
     def play(self, job_id: str, events: Iterable[pb.JobEvent]) -> None:
         """Lets the events happen, one after the other."""
@@ -56,167 +55,98 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             self._changed.notify_all()
 
     def _happen(self, job: pb.Job, event: pb.JobEvent) -> None:
-        kind = event.WhichOneof("payload")
-        if kind == "state_change":
-            change = event.state_change
-            job.state = change.state
-            if change.state == pb.JOB_STATE_RUNNING:
-                job.start_time.CopyFrom(event.time)
-                job.attempts += 1
-            if change.state in _FINAL:
-                job.end_time.CopyFrom(event.time)
-                job.ClearField("progress")
-                job.cancel_requested = False
-            if change.HasField("error"):
-                job.error.CopyFrom(change.error)
-        elif kind == "progress":
-            job.progress.CopyFrom(event.progress)
-        elif kind == "data" and not event.data.classes and job.request.dataset_id:
-            dataset = self._datasets.get(job.request.dataset_id)
-            event.data.classes.extend(dataset.classes)
-            event.data.digest = dataset.digest
-            event.data.summary.CopyFrom(dataset.summary)
-            job.data_summary.CopyFrom(dataset.summary)
-        elif kind == "published":
-            version = self._publish(job, event.published)
-            job.version = version.version
-            event.published.model, event.published.version = job.model, version.version
-            event.published.is_candidate = version.is_candidate
-            failures = [check.detail for check in version.gate_checks if not check.passed]
-            event.published.gate_failures[:] = failures
+        match event.WhichOneof("payload"):
+            case "state_change":
+                job.state = event.state_change.state
+                if job.state == pb.JOB_STATE_RUNNING:
+                    job.start_time.CopyFrom(event.time)
+                    job.attempts += 1
+                if job.state in _FINAL:
+                    job.end_time.CopyFrom(event.time)
+                    job.ClearField("progress")
+                    job.cancel_requested = False
+                if event.state_change.HasField("error"):
+                    job.error.CopyFrom(event.state_change.error)
+            case "progress":
+                job.progress.CopyFrom(event.progress)
+            case "data":
+                job.data_summary.CopyFrom(event.data.summary)
+            case "published":
+                out = event.published
+                version = self._published(job, out)
+                job.version, job.is_candidate = version.version, version.is_candidate
+                out.model, out.version, out.is_candidate = (
+                    job.model, version.version, version.is_candidate
+                )  # fmt: skip
 
-    def _publish(self, job: pb.Job, out: pb.VersionPublished) -> model_pb2.Version:
-        request, labels, digest = job.request, ["negative", "positive"], ""
-        if request.dataset_id:
-            dataset = self._datasets.get(request.dataset_id)
-            labels, digest = [count.label for count in dataset.classes], dataset.digest
-        base = self._models.resolve(job.base) if job.HasField("base") else None
-        if base is not None:
-            labels = sorted({*base.classes, *labels})
-        decision = None if base is None else base.decision
-        if request.HasField("decision"):
-            decision = request.decision
-        return self._models.publish(
+    def _published(self, job: pb.Job, out: pb.VersionPublished) -> model_pb2.Version:
+        request = job.request
+        return self._records.publish(
             job.model,
-            labels,
             job_id=job.job_id,
             method=_METHODS.get(
                 request.WhichOneof("method") or "", model_pb2.TRANSFER_METHOD_FEATURE_BASED
             ),
             accuracy=out.accuracy if out.HasField("accuracy") else None,
             count=out.measured_count,
-            labels=dict(request.labels),
-            digest=digest,
-            gate_checks=_gate.checks(request.gate, out),
-            alias=request.gate.alias,
-            decision=decision,
+            labels=request.labels,
+            gate_failures=out.gate_failures,
+            decision=request.decision if request.HasField("decision") else None,
         )
-
-    def _base(self, request: pb.FineTuneRequest) -> model_pb2.Version | None:
-        """The version that the request goes on from, or the service's error."""
-        if not request.HasField("base"):
-            return None
-        base = pb.BaseVersion()
-        base.CopyFrom(request.base)
-        base.model = base.model or request.model
-        return self._models.resolve(base)
-
-    def _check(self, request: pb.FineTuneRequest) -> None:
-        """Refuses a request that names what is not there, or cannot be learned from."""
-        if request.WhichOneof("data") == "dataset_id":
-            is_alone = not request.HasField("base")
-            self._datasets.labelled(request.dataset_id, is_alone=is_alone)
-        if request.WhichOneof("method") == "domain_adaptation":
-            adaptation = request.domain_adaptation
-            if adaptation.WhichOneof("target") is None and not request.validate_only:
-                raise refuse(
-                    InvalidArgument,
-                    Reason.INVALID_FIELD,
-                    "domain_adaptation names no target: give its images",
-                    "domain_adaptation.target",
-                )
-            if adaptation.WhichOneof("target") == "target_dataset_id":
-                self._datasets.get(
-                    adaptation.target_dataset_id, "domain_adaptation.target_dataset_id"
-                )
-        self._base(request)
-        _gate.check(request.gate, self._models.aliases_of(request.model))
-
-    def stop(self) -> None:
-        """Ends every watch."""
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify_all()
-
-    def start(self) -> None:
-        """Allows watches, at first or again."""
-        with self._changed:
-            self._is_stopped = False
 
     def _job(self, job_id: str) -> pb.Job:
         if job_id not in self._jobs:
             raise refuse(NotFound, Reason.JOB_NOT_FOUND, f"there is no job {job_id!r}")
         return self._jobs[job_id]
 
-    def _copy(self, job: pb.Job) -> pb.Job:
-        copy = pb.Job()
-        copy.CopyFrom(job)
-        if job.version:
-            copy.is_candidate = self._models.is_candidate(job.model, job.version)
+    def _shown(self, job: pb.Job) -> pb.Job:
+        shown = pb.Job()
+        shown.CopyFrom(job)
         if job.HasField("start_time"):
             until = job.end_time if job.HasField("end_time") else now()
-            copy.elapsed.FromTimedelta(until.ToDatetime() - job.start_time.ToDatetime())
-        return copy
+            shown.elapsed.FromTimedelta(until.ToDatetime() - job.start_time.ToDatetime())
+        return shown
 
-    def _stored(self, given: pb.FineTuneRequest) -> pb.FineTuneRequest:
-        """Copies the request with its images replaced by datasets, as the service keeps it."""
-        request = pb.FineTuneRequest()
-        request.CopyFrom(given)
-        request.DiscardUnknownFields()
-        if request.WhichOneof("data") == "inline_images":
-            images = request.inline_images.images
-            request.dataset_id = self._datasets.inline(images, is_unlabelled=False)
-        adaptation = request.domain_adaptation
-        if adaptation.WhichOneof("target") == "target_images":
-            images = adaptation.target_images.images
-            adaptation.target_dataset_id = self._datasets.inline(images, is_unlabelled=True)
-        return request
+    def _started(self, job: pb.Job, request_id: str, script: Iterable[pb.JobEvent]) -> pb.Job:
+        """Starts a job and plays its script; returns it as it was before that.
 
-    def FineTune(self, request: pb.FineTuneRequest, context: Any) -> pb.FineTuneResponse:
-        if not request.validate_only:
-            request = self._stored(request)
-        with self._changed:
-            for job in self._jobs.values():
-                if request.request_id and job.request.request_id == request.request_id:
-                    if request.validate_only:
-                        return pb.FineTuneResponse()
-                    if job.request != request:
-                        raise refuse(
-                            AlreadyExists,
-                            Reason.REQUEST_ID_REUSED,
-                            f"request id {request.request_id!r} was used for another request",
-                        )
-                    return pb.FineTuneResponse(job=self._copy(job))
-            self._check(request)
-            if request.validate_only:
-                return pb.FineTuneResponse()
-            base = self._base(request)
-            job = pb.Job(kind=pb.JOB_KIND_FINE_TUNE, model=request.model, request=request)
-            if base is not None:
-                job.base.CopyFrom(pb.BaseVersion(model=base.model, version=base.version))
-            job_id = self._add(job).job_id
-            self.play(job_id, [_script.requeued()])
-            answer = pb.FineTuneResponse(job=self._copy(job))
-            self.play(job_id, self.script)
-            return answer
+        Returns the job that has the request id already, where one has.
+        """
+        for known in self._jobs.values():
+            if request_id and request_id in (
+                known.request.request_id, known.ranking_request.request_id
+            ):  # fmt: skip
+                return self._shown(known)
+        self._count += 1
+        job.job_id = f"job-{self._count}"
+        job.create_time.CopyFrom(now())
+        self._jobs[job.job_id], self._events[job.job_id] = job, []
+        self.play(job.job_id, [_script.requeued()])
+        queued = self._shown(job)
+        self.play(job.job_id, script)
+        return queued
 
-    def RankBackbones(
-        self, request: pb.RankBackbonesRequest, context: Any
-    ) -> pb.RankBackbonesResponse:
+    def FineTune(self, request: pb.FineTuneRequest) -> pb.FineTuneResponse:
+        if request.dataset_id:
+            self._records.dataset(request.dataset_id)
+        target = request.domain_adaptation.target_dataset_id
+        if target:
+            self._records.dataset(target, "domain_adaptation.target_dataset_id")
+        job = pb.Job(kind=pb.JOB_KIND_FINE_TUNE, model=request.model, request=request)
+        if request.HasField("base"):
+            named = pb.BaseVersion()
+            named.CopyFrom(request.base)
+            named.model = named.model or request.model
+            base = self._records.find(named)
+            job.base.CopyFrom(pb.BaseVersion(model=base.model, version=base.version))
+        if request.validate_only:
+            return pb.FineTuneResponse()
+        return pb.FineTuneResponse(job=self._started(job, request.request_id, self._script))
+
+    def RankBackbones(self, request: pb.RankBackbonesRequest) -> pb.RankBackbonesResponse:
         """Ranks the backbones in the order in which they were named; none means one."""
-        count = 10
-        if request.WhichOneof("data") == "dataset_id":
-            count = self._datasets.labelled(request.dataset_id).image_count
+        if request.dataset_id:
+            self._records.dataset(request.dataset_id)
         if request.validate_only:
             return pb.RankBackbonesResponse()
         named = list(request.backbones) or [pb.PretrainedBackbone(backbone="efficientnet_lite0")]
@@ -234,53 +164,27 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 for place, pretrained in enumerate(named, 1)
             ],
             explanation=f"{named[0].backbone} was named first.",
-            image_count=count,
+            image_count=6,
         )
-        with self._changed:
-            for job in self._jobs.values():
-                if request.request_id and job.ranking_request.request_id == request.request_id:
-                    return pb.RankBackbonesResponse(job=self._copy(job))
-            job = self._add(pb.Job(kind=pb.JOB_KIND_RANKING, ranking_request=request))
-            self.play(job.job_id, [_script.requeued()])
-            answer = pb.RankBackbonesResponse(job=self._copy(job))
+        job = pb.Job(kind=pb.JOB_KIND_RANKING, ranking_request=request)
+        queued = self._started(job, request.request_id, self._ranking_script)
+        if job.state == pb.JOB_STATE_SUCCEEDED:
             job.ranking.CopyFrom(ranking)
-            self.play(job.job_id, self.ranking_script)
-            return answer
+        return pb.RankBackbonesResponse(job=queued)
 
-    def _add(self, job: pb.Job) -> pb.Job:
-        self._count += 1
-        job.job_id = f"job-{self._count}"
-        job.create_time.CopyFrom(now())
-        self._jobs[job.job_id], self._events[job.job_id] = job, []
-        return job
+    def GetJob(self, request: pb.GetJobRequest) -> pb.GetJobResponse:
+        return pb.GetJobResponse(job=self._shown(self._job(request.job_id)))
 
-    def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> pb.DeleteJobResponse:
-        with self._changed:
-            job = self._job(request.job_id)
-            if job.state not in _FINAL:
-                raise refuse(
-                    FailedPrecondition,
-                    Reason.JOB_NOT_FINISHED,
-                    f"job {job.job_id} has not ended: cancel it, or wait for its end",
-                )
-            del self._jobs[job.job_id], self._events[job.job_id]
-            return pb.DeleteJobResponse()
-
-    def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
-        with self._changed:
-            return pb.GetJobResponse(job=self._copy(self._job(request.job_id)))
-
-    def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
-        with self._changed:
-            chosen: list[Any] = [
-                self._copy(job)
-                for job in reversed(self._jobs.values())
-                if (not request.states or job.state in request.states)
-                and (not request.model or job.model == request.model)
-                and (not request.kind or job.kind == request.kind)
-            ]
-        items, token = page(chosen, request.page_size, request.page_token)
-        return pb.ListJobsResponse(jobs=items, next_page_token=token)
+    def ListJobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
+        chosen = [
+            self._shown(job)
+            for job in reversed(self._jobs.values())
+            if (not request.states or job.state in request.states)
+            and request.model in ("", job.model)
+            and (not request.kind or job.kind == request.kind)
+        ]
+        jobs, token = page(chosen, request)
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> Iterator[pb.WatchJobResponse]:
         context.add_callback(self._wake)
@@ -290,7 +194,7 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 job = self._job(request.job_id)
                 events = self._events[request.job_id][last:]
                 if not events:
-                    if self._is_stopped or job.state in _FINAL:
+                    if self.is_stopped or job.state in _FINAL:
                         return
                     # Woken by new events, a caller that left, and `stop`.
                     self._changed.wait(_WATCH_POLL_S)
@@ -302,14 +206,19 @@ class Jobs(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         with self._changed:
             self._changed.notify_all()
 
-    def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
-        with self._changed:
-            job = self._job(request.job_id)
-            if job.state in _FINAL:
-                raise refuse(
-                    FailedPrecondition, Reason.JOB_FINISHED, f"job {job.job_id} has ended already"
-                )
-            job.cancel_requested = job.state == pb.JOB_STATE_RUNNING
-            answer = self._copy(job)
-            self.play(job.job_id, [_script.cancelled()])
-            return pb.CancelJobResponse(job=answer if answer.cancel_requested else self._copy(job))
+    def CancelJob(self, request: pb.CancelJobRequest) -> pb.CancelJobResponse:
+        """Answers a running job as it is, and ends it after that."""
+        job = self._job(request.job_id)
+        if job.state in _FINAL:
+            raise refuse(
+                FailedPrecondition, Reason.JOB_FINISHED, f"job {job.job_id} has ended already"
+            )
+        job.cancel_requested = job.state == pb.JOB_STATE_RUNNING
+        answer = self._shown(job)
+        self.play(job.job_id, [_script.cancelled()])
+        return pb.CancelJobResponse(job=answer if answer.cancel_requested else self._shown(job))
+
+    def DeleteJob(self, request: pb.DeleteJobRequest) -> pb.DeleteJobResponse:
+        job = self._job(request.job_id)
+        del self._jobs[job.job_id], self._events[job.job_id]
+        return pb.DeleteJobResponse()

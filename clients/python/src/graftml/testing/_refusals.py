@@ -1,5 +1,6 @@
 """From a client's error back to the status that it came from: the inverse of `graftml.errors`."""
 
+import typing
 from typing import TypeVar
 
 import grpc
@@ -52,8 +53,11 @@ def refuse(kind: type[GraftError], reason: str, message: str, field: str = "") -
     return kind(message, reason=reason, code=_CODES[kind], violations=violations)
 
 
-def page(items: list[T], size: int, token: str) -> tuple[list[T], str]:
-    """One page of a list and the token of the next; a token is the number of items before."""
-    start = int(token) if token else 0
-    end = start + (size or 50)
+def page(items: list[T], request: typing.Any) -> tuple[list[T], str]:
+    """Returns the page of a list that is asked for, and the token of the next.
+
+    A token is the number of items before.
+    """
+    start = int(request.page_token or 0)
+    end = start + (request.page_size or 50)
     return items[start:end], str(end) if end < len(items) else ""

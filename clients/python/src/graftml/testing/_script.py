@@ -9,6 +9,32 @@ from graftml_stubs.v1 import fine_tuning_pb2 as pb
 from graftml.errors import GraftError, Reason
 from graftml.testing._refusals import to_status
 
+CLASSES = ("cat", "dog")
+IMAGES_A_CLASS = 3
+SUMMARY = dataset_pb2.ReadSummary(
+    seen_count=8,
+    used_count=6,
+    left_out=[
+        dataset_pb2.LeftOut(reason=dataset_pb2.LEFT_OUT_REASON_LINK, label="dog", count=1),
+        dataset_pb2.LeftOut(reason=dataset_pb2.LEFT_OUT_REASON_HIDDEN, label="cat", count=1),
+    ],
+    left_out_files=[
+        dataset_pb2.LeftOutFile(
+            path="dog/link.jpg",
+            label="dog",
+            reason=dataset_pb2.LEFT_OUT_REASON_LINK,
+            detail="links are not followed",
+        ),
+        dataset_pb2.LeftOutFile(
+            path="cat/.hidden",
+            label="cat",
+            reason=dataset_pb2.LEFT_OUT_REASON_HIDDEN,
+            detail="hidden files are left out",
+        ),
+    ],
+)
+"""What every dataset and every job's data are said to hold."""
+
 
 def running() -> pb.JobEvent:
     """A trainer started."""
@@ -21,12 +47,13 @@ def requeued() -> pb.JobEvent:
 
 
 def data(classes: Mapping[str, int] | None = None, digest: str = "") -> pb.JobEvent:
-    """The data was read: images a class; None means what the job's dataset holds."""
+    """The data was read: images a class; None means three of a cat and three of a dog."""
     counts = [
         dataset_pb2.ClassCount(label=label, train_count=count)
-        for label, count in sorted((classes or {}).items())
+        for label, count in sorted((classes or dict.fromkeys(CLASSES, IMAGES_A_CLASS)).items())
     ]
-    return pb.JobEvent(data=pb.DataSummary(classes=counts, digest=digest))
+    summary = SUMMARY if classes is None else None
+    return pb.JobEvent(data=pb.DataSummary(classes=counts, summary=summary, digest=digest))
 
 
 def progress(
@@ -87,8 +114,7 @@ def published(
 ) -> pb.JobEvent:
     """A version is out, measured by cross-validation; its model and number are the job's.
 
-    Without an `accuracy` nothing could be measured. With `gate_failures`, or an `accuracy`
-    below what the job's gate asks for, it is a candidate.
+    Without an `accuracy` nothing could be measured. With `gate_failures` it is a candidate.
     """
     out = pb.VersionPublished(gate_failures=gate_failures)
     if accuracy is not None:

@@ -1,4 +1,4 @@
-"""The fake server: services, health, what was called, and what shall fail."""
+"""The fake server: what was called, what is answered instead, and what shall fail."""
 
 import threading
 from collections import defaultdict, deque
@@ -9,27 +9,26 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from graftml_stubs.v1 import (
-    backbone_pb2_grpc,
-    dataset_pb2_grpc,
-    fine_tuning_pb2_grpc,
-    model_pb2_grpc,
-    prediction_pb2_grpc,
-)
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from graftml_stubs.v1.fine_tuning_pb2 import JobEvent
 
+from graftml import _health
+from graftml._rpcs import METHODS
 from graftml.errors import DETAILS_KEY, GraftError
-from graftml.testing._backbones import Backbones
-from graftml.testing._datasets import Datasets
 from graftml.testing._jobs import Jobs
-from graftml.testing._models import Models
 from graftml.testing._prediction import Predict, Predictions
+from graftml.testing._records import Records
 from graftml.testing._refusals import code_of, to_status
-from graftml.testing._script import DEFAULT_SCRIPT, RANKING_SCRIPT
+from graftml.testing._script import CLASSES, DEFAULT_SCRIPT, RANKING_SCRIPT
 
 _THREADS = 16
 _STOP_TIMEOUT_S = 5.0
 _MAX_MESSAGE_BYTES = 64 * 2**20
+
+Given = Message | Iterable[Message] | Callable[[Any], Any]
+"""An answer, the answers of a stream, or a function that returns them for a request."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,15 @@ class Recorded:
     method: str
     """Its name alone: "GetModel"."""
     request: Any
-    """The message; None where the client streams."""
+    """The message; where the client streams, a list of those that have arrived."""
     metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _Failure:
-    error: GraftError
+    error: GraftError | None
     after: int
+    delay_s: float
 
 
 class FakeGraft:
@@ -64,12 +64,14 @@ class FakeGraft:
         script: Iterable[JobEvent] = DEFAULT_SCRIPT,
         ranking_script: Iterable[JobEvent] = RANKING_SCRIPT,
     ) -> None:
-        self._models = Models()
-        self._datasets = Datasets()
-        self._backbones = Backbones()
-        self._jobs = Jobs(self._models, self._datasets, script, ranking_script)
-        self._predictions = Predictions(self._models, predict)
-        self._calls = _Calls()
+        self._lock = threading.Condition()
+        self._records = Records()
+        self._jobs = Jobs(self._records, self._lock, script, ranking_script)
+        self._predictions = Predictions(self._records, self._lock, predict)
+        self._recorded: list[Recorded] = []
+        self._given: dict[str, Given] = {}
+        self._failures: dict[str, deque[_Failure]] = defaultdict(deque)
+        self._stopped = threading.Event()
         self._server: grpc.Server | None = None
         self._port = 0
         self.is_serving = True
@@ -96,23 +98,25 @@ class FakeGraft:
         """Listens; after a `stop` on the same port, with everything that was there."""
         server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="fake-graft"),
-            interceptors=[self._calls],
             options=[
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
-        fine_tuning_pb2_grpc.add_FineTuningServiceServicer_to_server(self._jobs, server)
-        dataset_pb2_grpc.add_DatasetServiceServicer_to_server(self._datasets, server)
-        backbone_pb2_grpc.add_BackboneServiceServicer_to_server(self._backbones, server)
-        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(self._predictions, server)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(self._models, server)
-        health: dict[str, Any] = {"Check": grpc.unary_unary_rpc_method_handler(self._health)}
+        services: dict[str, dict[str, Any]] = defaultdict(dict)
+        for method in METHODS.values():
+            services[method.containing_service.full_name][method.name] = self._handler(method)
+        name, _, check = _health.PATH.strip("/").partition("/")
+        services[name][check] = grpc.unary_unary_rpc_method_handler(self._health)
         server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),)
+            tuple(
+                grpc.method_handlers_generic_handler(service, handlers)
+                for service, handlers in services.items()
+            )
         )
-        self._jobs.start()
+        self._stopped.clear()
+        self._jobs.is_stopped = False
         self._port = server.add_insecure_port(self.target)
         server.start()
         self._server = server
@@ -121,117 +125,140 @@ class FakeGraft:
         """Breaks every connection; what is stored stays, for another `start`."""
         if self._server is not None:
             ended = self._server.stop(grace=None)
-            self._jobs.stop()
+            self._stopped.set()
+            with self._lock:
+                self._jobs.is_stopped = True
+                self._lock.notify_all()
             ended.wait(_STOP_TIMEOUT_S)
             self._server = None
 
-    def add_model(
-        self, name: str, classes: Sequence[str] = ("cat", "dog"), *, versions: int = 1
-    ) -> None:
+    def add_model(self, name: str, classes: Sequence[str] = CLASSES, *, versions: int = 1) -> None:
         """Publishes a model, or more versions of it."""
-        for _ in range(versions):
-            self._models.publish(name, classes)
+        with self._lock:
+            for _ in range(versions):
+                self._records.publish(name, classes)
 
     def play(self, job_id: str, *events: JobEvent) -> None:
         """Lets events happen to a job."""
         self._jobs.play(job_id, events)
 
-    def images(self, dataset_id: str) -> list[tuple[str, str, bytes]]:
-        """What was uploaded, in its order: split ("", "train", "val"), class, bytes."""
-        return self._datasets.images(dataset_id)
+    def answer(self, method: str, given: Given) -> None:
+        """Says what a method ("GetVersion") answers from now on, whatever it is asked.
 
-    def backbone_file(self, name: str) -> bytes:
-        """What was registered as a backbone, by its name, "onnx/NAME"."""
-        return self._backbones.files[name]
-
-    def fail(self, method: str, error: GraftError, *, times: int = 1, after: int = 0) -> None:
-        """The next calls of a method ("WatchJob") fail; a streamed answer after `after` messages.
-
-        An error without a reason travels without details, as a broken
-        connection's would.
+        `given` is a message of the contract, several for a streamed answer, or a function that
+        returns them for a request, or for the messages of a streamed one.
         """
-        self._calls.fail(method, [_Failure(error, after)] * times)
+        with self._lock:
+            self._given[method] = given
+
+    def fail(
+        self,
+        method: str,
+        error: GraftError | None,
+        *,
+        times: int = 1,
+        after: int = 0,
+        delay_s: float = 0.0,
+    ) -> None:
+        """Makes the next calls of a method fail; a streamed answer after `after` messages.
+
+        With `delay_s` they take so long before; without an error they are answered after it.
+        An error without a reason travels without details, as a broken connection's would.
+        """
+        with self._lock:
+            self._failures[method].extend([_Failure(error, after, delay_s)] * times)
 
     @property
     def calls(self) -> list[Recorded]:
         """Every call that arrived, health checks aside, in order."""
-        return self._calls.recorded()
-
-    def requests(self, method: str) -> list[Any]:
-        """The requests of one method, in order."""
-        return [call.request for call in self.calls if call.method == method]
-
-    def _health(self, _request: bytes, _context: Any) -> bytes:
-        return b"\x08\x01" if self.is_serving else b"\x08\x02"
-
-
-class _Calls(grpc.ServerInterceptor):
-    """Around every handler: notes the call, fails it where told to, turns errors to statuses."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._recorded: list[Recorded] = []
-        self._failures: dict[str, deque[_Failure]] = defaultdict(deque)
-
-    def fail(self, method: str, failures: list[_Failure]) -> None:
-        with self._lock:
-            self._failures[method].extend(failures)
-
-    def recorded(self) -> list[Recorded]:
         with self._lock:
             return list(self._recorded)
 
-    def _arrived(self, method: str, request: Any, context: Any) -> _Failure | None:
-        metadata = dict(context.invocation_metadata())
-        with self._lock:
-            self._recorded.append(Recorded(method, request, metadata))
-            failures = self._failures[method]
-            return failures.popleft() if failures else None
+    def requests(self, method: str) -> list[Any]:
+        """The requests of one method, in order; each a list of messages where it streams them."""
+        return [call.request for call in self.calls if call.method == method]
 
-    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        handler = continuation(details)
-        service, _, method = str(details.method).rpartition("/")
-        if handler is None or not service.startswith("/graft."):
-            return handler
-        streams = handler.request_streaming
+    def _health(self, _request: bytes, _context: Any) -> bytes:
+        return _health.SERVING if self.is_serving else _health.NOT_SERVING
 
-        def one(request: Any, context: Any) -> Any:
-            failure = self._arrived(method, None if streams else request, context)
-            try:
-                if failure is not None:
-                    raise failure.error
-                return (handler.stream_unary if streams else handler.unary_unary)(request, context)
-            except GraftError as error:
-                _abort(context, error)
-
-        def many(request: Any, context: Any) -> Iterator[Any]:
-            failure = self._arrived(method, None if streams else request, context)
-            answers = (handler.stream_stream if streams else handler.unary_stream)(request, context)
-            try:
-                for sent, answer in enumerate(answers):
-                    if failure is not None and sent == failure.after:
-                        raise failure.error
-                    yield answer
-                if failure is not None:
-                    raise failure.error
-            except GraftError as error:
-                _abort(context, error)
-
-        if handler.response_streaming:
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if streams
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(many, handler.request_deserializer, handler.response_serializer)
-        make_one = (
-            grpc.stream_unary_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+    def _handler(self, method: MethodDescriptor) -> Any:
+        """Makes gRPC's handler of a method, as its descriptor says."""
+        asks, answers = method.client_streaming, method.server_streaming
+        make: Any = getattr(
+            grpc,
+            f"{'stream' if asks else 'unary'}_{'stream' if answers else 'unary'}"
+            "_rpc_method_handler",
         )
-        return make_one(one, handler.request_deserializer, handler.response_serializer)
+
+        def one(sent: Any, context: Any) -> Any:
+            for answer in self._answered(method, sent, context):
+                return answer
+            return None
+
+        def many(sent: Any, context: Any) -> Iterator[Any]:
+            yield from self._answered(method, sent, context)
+
+        return make(
+            many if answers else one,
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=lambda message: message.SerializeToString(),
+        )
+
+    def _answered(self, method: MethodDescriptor, sent: Any, context: Any) -> Iterator[Message]:
+        """Notes a call, fails it where told to, and yields its answers."""
+        arrived: list[Message] = []
+        noted = arrived if method.client_streaming else sent
+        with self._lock:
+            metadata = dict(context.invocation_metadata())
+            self._recorded.append(Recorded(method.name, noted, metadata))
+            failures = self._failures[method.name]
+            failure = failures.popleft() if failures else _Failure(None, 0, 0.0)
+        self._stopped.wait(failure.delay_s)
+        streamed = _noted(sent, arrived) if method.client_streaming else None
+        try:
+            if failure.error is not None and not method.server_streaming:
+                raise failure.error
+            asked = sent if streamed is None else streamed
+            for count, answer in enumerate(self._answers(method, asked, context)):
+                if failure.error is not None and count == failure.after:
+                    raise failure.error
+                yield answer
+            if failure.error is not None:
+                raise failure.error
+        except GraftError as error:
+            status = to_status(error)
+            if status.details:
+                context.set_trailing_metadata(((DETAILS_KEY, status.SerializeToString()),))
+            context.abort(code_of(error), error.message)
+
+    def _answers(self, method: MethodDescriptor, sent: Any, context: Any) -> Iterator[Message]:
+        """Yields what a test gave, else what the fake has; else an empty message."""
+        given = self._given.get(method.name)
+        if method.client_streaming and (given is not None or not method.server_streaming):
+            sent = list(sent)
+        if given is not None:
+            found = given(sent) if callable(given) else given
+        elif method.name == "WatchJob":
+            found = self._jobs.WatchJob(sent, context)
+        elif hasattr(self._predictions, method.name):
+            found = getattr(self._predictions, method.name)(sent)
+        else:
+            with self._lock:
+                found = self._kept(method)(sent)
+        if isinstance(found, Message):
+            yield found
+        else:
+            yield from found
+
+    def _kept(self, method: MethodDescriptor) -> Callable[[Any], Any]:
+        for place in (self._jobs, self._records):
+            if hasattr(place, method.name):
+                found: Callable[[Any], Any] = getattr(place, method.name)
+                return found
+        return lambda _: GetMessageClass(method.output_type)()
 
 
-def _abort(context: Any, error: GraftError) -> None:
-    status = to_status(error)
-    if status.details:
-        context.set_trailing_metadata(((DETAILS_KEY, status.SerializeToString()),))
-    context.abort(code_of(error), error.message)
+def _noted(messages: Iterator[Message], arrived: list[Message]) -> Iterator[Message]:
+    for message in messages:
+        arrived.append(message)
+        yield message
