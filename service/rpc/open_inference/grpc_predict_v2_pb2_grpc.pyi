@@ -6,7 +6,7 @@ The Open Inference Protocol (KServe V2) over gRPC, as far as Graft answers it.
 Wire-compatible with the protocol's clients, Triton's among them: the package,
 the service, the calls, the messages and the field numbers are theirs; fields
 that Graft never reads nor sets are left out. What Graft makes of each of them
-stands here and in docs/open_inference.md.
+stands here and in docs/reference/open_inference.md.
 """
 
 from collections import abc as _abc
