@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check reference dist dist-check lock audit soak fuzz clean
+.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check reference dist dist-check rules lock audit soak fuzz clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,12 @@ dist-check: dist  ## Install the wheels elsewhere and try them (PYTHONS="python3
 
 reference: $(VENV)/.installed-dev  ## Write docs/reference/ from the code
 	$(PY) -m docs.generate
+
+RULE := deploy/kubernetes/monitoring/prometheusrule.yaml
+rules:  ## Make Kubernetes' copy of the alerts from deploy/prometheus/rules.yml
+	@sed '1,/^spec:/!d' $(RULE) > $(RULE).new
+	@sed '/./s/^/  /' deploy/prometheus/rules.yml >> $(RULE).new
+	@mv $(RULE).new $(RULE)
 
 $(VENV)/.installed-audit: $(VENV)/.installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[audit]"

@@ -357,6 +357,7 @@ class App:
 
 def _watch_stores(data_dir: Path, metrics: Metrics, jobs: JobStore, models: ModelStore) -> None:
     metrics.data_free_bytes.set_function(lambda: float(shutil.disk_usage(data_dir).free))
+    metrics.data_disk_bytes.set_function(lambda: float(shutil.disk_usage(data_dir).total))
     metrics.watch_counts("jobs", "Jobs by state.", "state", _or_none(jobs.counts_by_state))
     metrics.watch_counts("stored", "Stored objects by kind.", "kind", _or_none(models.counts))
 

@@ -177,6 +177,7 @@ _SERVICES: Mapping[str, Mapping[str, Rule]] = {
         "RepositoryModelLoad": _ADMIN_CHANGES,
         "RepositoryModelUnload": _ADMIN_CHANGES,
     },
+    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": _ANY},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _ANY},
 }
 

@@ -46,6 +46,8 @@ class _Pem:
     cert: bytes
     key: bytes = field(repr=False)
     client_ca: bytes | None
+    expires_at: float
+    """Unix time."""
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """Builds a configuration; gRPC consumes each one that it is given."""
@@ -64,6 +66,8 @@ class Certificate:
         self._clock = clock
         self._lock = threading.Lock()
         self._given, self._given_at = self._files.value, clock()
+        self._expiry = metrics.certificate_expiry
+        self._expiry.set(self._given.expires_at)
 
     def credentials(self) -> grpc.ServerCredentials:
         """Returns the credentials of a port, which follow the files."""
@@ -76,7 +80,10 @@ class Certificate:
 
     def poll(self) -> bool:
         """Reads the files again if they changed; returns whether there is a new certificate."""
-        return self._files.poll()
+        if not self._files.poll():
+            return False
+        self._expiry.set(self._files.value.expires_at)
+        return True
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration | None:
         with self._lock:
@@ -109,7 +116,14 @@ def _read(files: Files) -> _Pem:
             f"--tls-key-file {files.key} holds no private key that can be read: PEM, without a "
             "password"
         ) from None
-    return _Pem(cert, key, client_ca)
+    return _Pem(cert, key, client_ca, _expires_at(files.cert))
+
+
+def _expires_at(path: Path) -> float:
+    """The end of the first certificate in a file that holds one."""
+    # Python reads certificates, and has no public name for it but after a handshake.
+    decoded = ssl._ssl._test_decode_cert(str(path))  # type: ignore[attr-defined]
+    return float(ssl.cert_time_to_seconds(decoded["notAfter"]))
 
 
 def _content(path: Path, setting: str) -> bytes:

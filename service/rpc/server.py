@@ -13,11 +13,11 @@ import grpc
 from graftml_stubs.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from service.auth.audit import Audit
 from service.auth.authenticator import Authenticator
 from service.ops.metrics import Metrics
+from service.rpc import reflection
 from service.rpc.admission import CallLimits
 from service.rpc.interceptor import Interceptor
 from service.rpc.open_inference import grpc_predict_v2_pb2
@@ -110,8 +110,7 @@ class RpcServer:
         self.is_serving = False
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.register((*SERVICES, health.SERVICE_NAME), self._server)
 
     async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listens, with TLS where there are credentials; returns the port.

@@ -5,14 +5,16 @@ import urllib.request
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2
 from graftml_stubs.v1 import fine_tuning_pb2, model_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from threadpoolctl import threadpool_info
 
 from service.app import App
 from service.config import Config
 from service.errors import Unavailable
+from service.rpc import reflection
 from service.rpc.server import SERVICES
 from tests.rpc.conftest import GUARD_S, HANG, MakeService, Service, close, colours, refusal
 
@@ -43,13 +45,26 @@ async def test_health_can_be_watched(service: Service) -> None:
     call.cancel()
 
 
-async def test_reflection_lists_every_service(service: Service) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(service.channel)
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
-    call = stub.ServerReflectionInfo(iter([request]))
+@pytest.mark.parametrize("name", reflection.SERVICES)
+async def test_reflection_lists_every_service_and_describes_each(
+    service: Service, name: str
+) -> None:
+    call = service.channel.stream_stream(
+        f"/{name}/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     answer = await call.read()
     names = {found.name for found in answer.list_services_response.service}
-    assert set(SERVICES) <= names
+    assert names == {*SERVICES, *reflection.SERVICES, "grpc.health.v1.Health"}
+    for described in sorted(names):
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=described))
+        files = (await call.read()).file_descriptor_response.file_descriptor_proto
+        package, _, service_name = described.rpartition(".")
+        file = descriptor_pb2.FileDescriptorProto.FromString(files[0])
+        assert (file.package, service_name in {s.name for s in file.service}) == (package, True)
+    await call.done_writing()
 
 
 async def test_a_callers_request_id_comes_back_and_stands_in_the_log(

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 from graftml import cli
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -170,6 +171,26 @@ def test_a_key_that_is_renamed_after_its_certificate_is_no_error(
         assert certificate.poll()
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
     assert 'outcome="failed"' not in generate_latest(metrics.registry).decode()
+
+
+def test_the_metrics_say_when_the_certificate_in_use_expires(
+    flags: dict[str, Path], authority: Authority
+) -> None:
+    def expiry() -> float | None:
+        return metrics.registry.get_sample_value("graft_certificate_expiry_timestamp_seconds")
+
+    metrics = Metrics({"version": "1"})
+    assert expiry() == float("inf")
+    cert, key = flags["tls_cert_file"], flags["tls_key_file"]
+    certificate = Certificate(Files(cert, key), metrics)
+    for is_expired in (False, True):
+        pair = authority.sign(is_expired=is_expired)
+        # With the authority's own behind it, which lasts longer.
+        cert.write_bytes(pair.cert + authority.pem)
+        key.write_bytes(pair.key)
+        assert certificate.poll()
+        told = x509.load_pem_x509_certificate(pair.cert).not_valid_after_utc
+        assert expiry() == told.timestamp()
 
 
 class Clock:

@@ -23,7 +23,7 @@ from service.rpc import status
 from service.rpc.codec.datasets import class_counts, read_summary
 from service.rpc.codec.models import duration, measured_on, timestamp
 
-_LEVELS = {"info": pb.Message.LEVEL_INFO, "warning": pb.Message.LEVEL_WARNING}
+_LEVELS = {"info": pb.Note.LEVEL_INFO, "warning": pb.Note.LEVEL_WARNING}
 
 
 def state(number: int) -> JobState:
@@ -130,7 +130,7 @@ def event(happened: JobEvent) -> pb.JobEvent:
                 )
             )
         case Note() as note:
-            message.message.CopyFrom(pb.Message(level=_LEVELS[note.level], text=note.text))
+            message.note.CopyFrom(pb.Note(level=_LEVELS[note.level], text=note.text))
         case records.Published() as published:
             message.published.CopyFrom(_published(published))
     return message

@@ -8,6 +8,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from service.auth.principal import EVERYBODY, RULES, Principal, check_role, is_change
 from service.errors import NotAllowed, Reason
+from service.rpc import reflection
 from service.rpc.open_inference import grpc_predict_v2_pb2
 from service.rpc.server import SERVICES
 
@@ -29,13 +30,17 @@ def test_every_method_that_the_server_answers_has_a_rule_and_none_has_one_for_no
         prediction_pb2.DESCRIPTOR,
         model_pb2.DESCRIPTOR,
         grpc_predict_v2_pb2.DESCRIPTOR,
-        reflection_pb2.DESCRIPTOR,
     )
+    answered |= {
+        f"/{service}/{method.rpartition('/')[2]}"
+        for service in reflection.SERVICES
+        for method in methods_of(reflection_pb2.DESCRIPTOR)
+    }
     assert set(RULES) == answered
     # What the server says that it answers, and no service besides.
     assert {method.split("/")[1] for method in answered} == {
         *SERVICES,
-        "grpc.reflection.v1alpha.ServerReflection",
+        *reflection.SERVICES,
     }
     assert not any(health.SERVICE_NAME in method for method in RULES)
 
@@ -55,6 +60,7 @@ def test_every_method_that_the_server_answers_has_a_rule_and_none_has_one_for_no
         ("graft.v1.BackboneService/DeleteBackbone", {"admin"}),
         ("graft.v1.FineTuningService/WatchJob", {"train", "admin"}),
         ("graft.v1.DatasetService/ListDatasets", {"train", "admin"}),
+        ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", {"predict", "train"}),
         ("grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", {"predict", "train"}),
     ],
 )

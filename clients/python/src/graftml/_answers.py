@@ -169,8 +169,8 @@ def _data(data: fine_tuning_pb2.DataSummary) -> types.DataSummary:
     )
 
 
-def _note(message: fine_tuning_pb2.Message) -> types.Note:
-    is_warning = message.level == fine_tuning_pb2.Message.LEVEL_WARNING
+def _note(message: fine_tuning_pb2.Note) -> types.Note:
+    is_warning = message.level == fine_tuning_pb2.Note.LEVEL_WARNING
     return types.Note("warning" if is_warning else "info", message.text)
 
 
@@ -194,7 +194,7 @@ _PAYLOADS: dict[str, Callable[[Any], types.EventPayload]] = {
     "progress": progress,
     "epoch": _epoch,
     "data": _data,
-    "message": _note,
+    "note": _note,
     "published": _published,
 }
 

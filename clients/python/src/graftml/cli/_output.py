@@ -21,7 +21,7 @@ _EVENT_NAMES: dict[type, str] = {
     types.Progress: "progress",
     types.EpochMetrics: "epoch",
     types.DataSummary: "data",
-    types.Note: "message",
+    types.Note: "note",
     types.VersionPublished: "published",
     types.Unknown: "unknown",
 }

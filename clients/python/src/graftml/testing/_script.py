@@ -105,8 +105,8 @@ def epoch(number: int, of: int, *, accuracy: float = 0.9, loss: float = 0.3) -> 
 
 def note(text: str, *, warning: bool = False) -> pb.JobEvent:
     """A word for people."""
-    level = pb.Message.LEVEL_WARNING if warning else pb.Message.LEVEL_INFO
-    return pb.JobEvent(message=pb.Message(level=level, text=text))
+    level = pb.Note.LEVEL_WARNING if warning else pb.Note.LEVEL_INFO
+    return pb.JobEvent(note=pb.Note(level=level, text=text))
 
 
 def published(

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17graft/v1/decision.proto\x12\x08graft.v1\"\x8a\x01\n\x08\x44\x65\x63ision\x12\"\n\x06\x61rgmax\x18\x01 \x01(\x0b\x32\x10.graft.v1.ArgmaxH\x00\x12&\n\x08\x62\x61lanced\x18\x02 \x01(\x0b\x32\x12.graft.v1.BalancedH\x00\x12*\n\nthresholds\x18\x03 \x01(\x0b\x32\x14.graft.v1.ThresholdsH\x00\x42\x06\n\x04rule\"\x08\n\x06\x41rgmax\"\n\n\x08\x42\x61lanced\"\x90\x01\n\nThresholds\x12\x32\n\x07\x63lasses\x18\x01 \x03(\x0b\x32!.graft.v1.Thresholds.ClassesEntry\x12\x13\n\x06others\x18\x02 \x01(\x01H\x00\x88\x01\x01\x1a.\n\x0c\x43lassesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_othersb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17graft/v1/decision.proto\x12\x08graft.v1\"\x8a\x01\n\x08\x44\x65\x63ision\x12\"\n\x06\x61rgmax\x18\x01 \x01(\x0b\x32\x10.graft.v1.ArgmaxH\x00\x12&\n\x08\x62\x61lanced\x18\x02 \x01(\x0b\x32\x12.graft.v1.BalancedH\x00\x12*\n\nthresholds\x18\x03 \x01(\x0b\x32\x14.graft.v1.ThresholdsH\x00\x42\x06\n\x04rule\"\x08\n\x06\x41rgmax\"\n\n\x08\x42\x61lanced\"\x90\x01\n\nThresholds\x12\x32\n\x07\x63lasses\x18\x01 \x03(\x0b\x32!.graft.v1.Thresholds.ClassesEntry\x12\x13\n\x06others\x18\x02 \x01(\x01H\x00\x88\x01\x01\x1a.\n\x0c\x43lassesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_othersB\"\n\ngraftml.v1P\x01Z\x12graftml/v1;graftv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'graft.v1.decision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\ngraftml.v1P\001Z\022graftml/v1;graftv1'
   _globals['_THRESHOLDS_CLASSESENTRY']._loaded_options = None
   _globals['_THRESHOLDS_CLASSESENTRY']._serialized_options = b'8\001'
   _globals['_DECISION']._serialized_start=38

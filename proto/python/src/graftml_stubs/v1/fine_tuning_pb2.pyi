@@ -435,21 +435,21 @@ class DataSummary(_message.Message):
     digest: str
     def __init__(self, classes: _Optional[_Iterable[_Union[_dataset_pb2.ClassCount, _Mapping]]] = ..., summary: _Optional[_Union[_dataset_pb2.ReadSummary, _Mapping]] = ..., digest: _Optional[str] = ...) -> None: ...
 
-class Message(_message.Message):
+class Note(_message.Message):
     __slots__ = ("level", "text")
     class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
-        LEVEL_UNSPECIFIED: _ClassVar[Message.Level]
-        LEVEL_INFO: _ClassVar[Message.Level]
-        LEVEL_WARNING: _ClassVar[Message.Level]
-    LEVEL_UNSPECIFIED: Message.Level
-    LEVEL_INFO: Message.Level
-    LEVEL_WARNING: Message.Level
+        LEVEL_UNSPECIFIED: _ClassVar[Note.Level]
+        LEVEL_INFO: _ClassVar[Note.Level]
+        LEVEL_WARNING: _ClassVar[Note.Level]
+    LEVEL_UNSPECIFIED: Note.Level
+    LEVEL_INFO: Note.Level
+    LEVEL_WARNING: Note.Level
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
-    level: Message.Level
+    level: Note.Level
     text: str
-    def __init__(self, level: _Optional[_Union[Message.Level, str]] = ..., text: _Optional[str] = ...) -> None: ...
+    def __init__(self, level: _Optional[_Union[Note.Level, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class VersionPublished(_message.Message):
     __slots__ = ("model", "version", "accuracy", "accuracy_low", "accuracy_high", "measured_on", "measured_count", "measured_group_count", "is_candidate", "gate_failures")
@@ -476,14 +476,14 @@ class VersionPublished(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., accuracy: _Optional[float] = ..., accuracy_low: _Optional[float] = ..., accuracy_high: _Optional[float] = ..., measured_on: _Optional[_Union[_model_pb2.MeasuredOn, str]] = ..., measured_count: _Optional[int] = ..., measured_group_count: _Optional[int] = ..., is_candidate: _Optional[bool] = ..., gate_failures: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class JobEvent(_message.Message):
-    __slots__ = ("sequence", "time", "state_change", "progress", "epoch", "data", "message", "published")
+    __slots__ = ("sequence", "time", "state_change", "progress", "epoch", "data", "note", "published")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     STATE_CHANGE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     time: _timestamp_pb2.Timestamp
@@ -491,9 +491,9 @@ class JobEvent(_message.Message):
     progress: Progress
     epoch: EpochMetrics
     data: DataSummary
-    message: Message
+    note: Note
     published: VersionPublished
-    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state_change: _Optional[_Union[StateChange, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., epoch: _Optional[_Union[EpochMetrics, _Mapping]] = ..., data: _Optional[_Union[DataSummary, _Mapping]] = ..., message: _Optional[_Union[Message, _Mapping]] = ..., published: _Optional[_Union[VersionPublished, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., state_change: _Optional[_Union[StateChange, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., epoch: _Optional[_Union[EpochMetrics, _Mapping]] = ..., data: _Optional[_Union[DataSummary, _Mapping]] = ..., note: _Optional[_Union[Note, _Mapping]] = ..., published: _Optional[_Union[VersionPublished, _Mapping]] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
     __slots__ = ("job_id",)
