@@ -6,7 +6,7 @@ Runs each program alone, one after the other, and writes what they print to FILE
 (Markdown) as well. FOLDER holds JPEG photos in a folder per class; without one
 the photographs of scikit-learn are cut to pieces. --short is what tells whether the
 defaults are right on this machine, alone, some 9 minutes; --markdown is its small
-table. The churn of 30 minutes is left out: `python -m bench.churn`.
+table.
 """
 
 import argparse

@@ -3,12 +3,11 @@
     python -m bench.instant run [flags of graft-server run]
 
 Stores, engine and sockets are the service's own. Each job publishes a random head
-on one backbone that all share; with the variable OWN_BACKBONES on one of its own.
+on one backbone that all share.
 """
 
 import asyncio
 import itertools
-import os
 import signal
 from pathlib import Path
 
@@ -36,8 +35,6 @@ from service.engine import head as heads
 from service.ingest import index as indexes
 from service.ops.logs import set_up_logging
 
-OWN_BACKBONES = "BENCH_OWN_BACKBONES"
-
 
 class InstantTrainer:
     """Has its result before it is asked."""
@@ -64,8 +61,7 @@ class InstantTrainer:
 class InstantLauncher:
     """Writes each job's result in the place of a trainer."""
 
-    def __init__(self, *, own_backbones: bool) -> None:
-        self._own_backbones = own_backbones
+    def __init__(self) -> None:
         self._number = itertools.count()
         self._shared = near_empty_backbone()
 
@@ -77,7 +73,7 @@ class InstantLauncher:
 
     def _write(self, spec: JobSpec, number: int) -> None:
         out = Path(spec.out_dir)
-        backbone = near_empty_backbone(f"b{number}") if self._own_backbones else self._shared
+        backbone = self._shared
         index_file = spec.data.index_file or spec.files[spec.data.index]
         head = near_empty_head(number, _classes(Path(index_file)))
         manifest = near_empty_manifest(backbone, head, spec.model, spec.job_id)
@@ -99,7 +95,7 @@ async def main() -> None:
     set_up_logging(config.log_format, config.log_level)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    launcher = InstantLauncher(own_backbones=OWN_BACKBONES in os.environ)
+    launcher = InstantLauncher()
     async with App(config, {}, launcher=launcher):
         await ended.wait()
 

@@ -27,7 +27,12 @@ class Running:
 
     address: str
     metrics_url: str
-    pid: int
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self.process.pid
 
 
 @contextlib.contextmanager
@@ -47,14 +52,16 @@ def service(
     log_file = data_dir / "service.log"
     with log_file.open("w") as log:
         process = subprocess.Popen(
-            [*command, f"--data-dir={data_dir}", *flags], stderr=log, env=environment
-        )
+            [*command, f"--data-dir={data_dir}", *flags], stderr=log, env=environment,
+            # Ctrl-C ends the bench, which ends it.
+            start_new_session=True,
+        )  # fmt: skip
         try:
             entry = serving(log_file, process)
             yield Running(
                 f"127.0.0.1:{entry['port']}",
                 f"http://127.0.0.1:{entry['metrics_port']}/metrics",
-                process.pid,
+                process,
             )
         finally:
             process.terminate()

@@ -2,6 +2,7 @@
 
     python -m bench.serve.load ADDRESS FOLDER --kind graft|plain --pid PID
         (--callers N | --rate R) [--seconds S] [--warm-up S] [--timeout S] [--models A,B]
+        [--token TOKEN] [--labels PREFIX]
 
 Closed loop (--callers): each caller sends its next image when the last one is
 answered. Open loop (--rate): images arrive at random at a fixed rate (Poisson), whatever
@@ -262,23 +263,26 @@ def stamped(data: bytes, number: int) -> bytes:
     return data + number.to_bytes(STAMP)
 
 
-def connect(kind: str, channel: grpc.aio.Channel) -> Call:
-    """Returns the call, which raises WrongAnswer."""
+def connect(kind: str, channel: grpc.aio.Channel, token: str = "", labels: str = "") -> Call:
+    """Returns the call, which raises WrongAnswer, also for a label with another beginning."""
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     path = "/plain/Predict" if kind == "plain" else "/graft.v1.PredictionService/Predict"
     predict: Any = channel.unary_unary(path)
 
     async def call(request: bytes, timeout_s: float) -> bytes:
-        answer: bytes = await predict(request, timeout=timeout_s)
-        if not (answer if kind == "plain" else _classifies(answer)):
+        answer: bytes = await predict(request, timeout=timeout_s, metadata=metadata)
+        if not (answer if kind == "plain" else classifies(answer, labels)):
             raise WrongAnswer
         return answer
 
     return call
 
 
-def _classifies(answer: bytes) -> bool:
+def classifies(answer: bytes, labels: str) -> bool:
+    """Whether an answer gives one image one label, with this beginning."""
     results = prediction_pb2.PredictResponse.FromString(answer).answers[0].results
-    return len(results) == 1 and len(results[0].classification.scores) == 1
+    scores = [score for result in results for score in result.classification.scores]
+    return len(results) == len(scores) == 1 and scores[0].label.startswith(labels)
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -293,7 +297,7 @@ async def run(arguments: argparse.Namespace, images: list[bytes]) -> Any:
     async with grpc.aio.insecure_channel(arguments.address) as channel:
         await channel.channel_ready()
         load = Load(
-            connect(arguments.kind, channel),
+            connect(arguments.kind, channel, arguments.token, arguments.labels),
             requests(arguments.kind, images, arguments.models.split(",")),
             arguments.timeout,
             arguments.warm_up,
@@ -317,6 +321,8 @@ def main() -> None:
     parser.add_argument("--warm-up", type=float, default=2, help="seconds that do not count")
     parser.add_argument("--timeout", type=float, default=60, help="of each call, seconds")
     parser.add_argument("--models", default="bench", help="that the calls are spread over")
+    parser.add_argument("--token", default="", help="that the calls carry")
+    parser.add_argument("--labels", default="", help="how every answered label begins")
     arguments = parser.parse_args()
     print(json.dumps(asyncio.run(run(arguments, photos(arguments.folder)))))
 
