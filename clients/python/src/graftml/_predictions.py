@@ -5,6 +5,7 @@ A part of `graftml.types`, which callers take these from.
 
 from dataclasses import dataclass, field
 
+from graftml import _display
 from graftml._options import Decision
 from graftml.errors import GraftError
 
@@ -68,6 +69,23 @@ class Prediction:
         """The answer's probability, 0 to 1."""
         answer = self._answer()
         return None if answer is None else answer.probability
+
+    def _repr_html_(self) -> str:
+        version = "" if self.version is None else f" version {self.version}"
+        title = f"{self.model}{version}"
+        if self.error is not None:
+            return _display.table(title, [("error", self.error.message)])
+        decided = "none" if self.answer is None else self.answer.label
+        is_strange = "unlike the training images" if self.is_out_of_distribution else None
+        return _display.table(
+            title,
+            [
+                ("answer", decided),
+                *((score.label, f"{score.probability:.1%}") for score in self.scores),
+                ("warning", is_strange),
+                ("probabilities", None if self.calibrated else "not calibrated"),
+            ],
+        )
 
     def _answer(self) -> ClassScore | None:
         if self.error is not None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from graftml_stubs.v1.fine_tuning_pb2 import FineTuneRequest, RankBackbonesRequest
 
+from graftml import _display
 from graftml._backbones import Backbone
 from graftml._data import (
     AffectedVersion,
@@ -240,6 +241,22 @@ class Job:
     ranking: "BackboneRanking | None" = None
     """The result of a ranking that has SUCCEEDED."""
 
+    def _repr_html_(self) -> str:
+        at = self.progress
+        return _display.table(
+            f"Job {self.job_id}",
+            [
+                ("model", self.model),
+                ("state", f"{self.state}, a candidate" if self.is_candidate else self.state),
+                ("error", None if self.error is None else self.error.message),
+                ("stage", None if at is None else f"{at.stage}, {int(100 * at.fraction)} %"),
+                ("seconds", None if self.elapsed_s is None else f"{self.elapsed_s:.1f}"),
+                ("data", self.data_summary),
+                ("version", self.version),
+                ("ranking", None if self.ranking is None else self.ranking.explanation),
+            ],
+        )
+
 
 class RankOptions(TypedDict, total=False):
     """What `rank_backbones` takes, as `start_ranking`."""
@@ -357,6 +374,23 @@ class Version:
         """Its accuracy in words, and whether its probabilities are not calibrated."""
         text = "nothing could be measured" if self.headline is None else str(self.headline)
         return text if self.calibrated else f"{text}, not calibrated"
+
+    def _repr_html_(self) -> str:
+        failed = [check.detail for check in self.gate_checks if not check.passed]
+        return _display.table(
+            f"{self.model} version {self.version}",
+            [
+                ("accuracy", self.measured),
+                ("candidate", "; ".join(failed) or "yes" if self.is_candidate else None),
+                ("aliases", ", ".join(self.aliases)),
+                ("classes", ", ".join(self.classes)),
+                ("method", self.method),
+                ("backbone", self.backbone),
+                ("labels", ", ".join(f"{name}={value}" for name, value in self.labels.items())),
+                ("created", self.create_time),
+                ("job", self.job_id),
+            ],
+        )
 
 
 @dataclass(frozen=True)

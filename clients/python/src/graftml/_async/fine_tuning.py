@@ -196,6 +196,9 @@ class _AsyncHandle:
         of = f" of {self.job.model}" if self.job.model else ""
         return f"<{type(self).__name__} {self.job_id}{of}: {self.job.state}>"
 
+    def _repr_html_(self) -> str:
+        return self.job._repr_html_()
+
     @property
     def job_id(self) -> str:
         """Its id; the client's `job` makes a handle of it again."""

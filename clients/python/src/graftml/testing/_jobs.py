@@ -128,7 +128,7 @@ class Jobs:
 
     def FineTune(self, request: pb.FineTuneRequest) -> pb.FineTuneResponse:
         if request.dataset_id:
-            self._records.dataset(request.dataset_id)
+            self._records.dataset(request.dataset_id, "dataset_id")
         target = request.domain_adaptation.target_dataset_id
         if target:
             self._records.dataset(target, "domain_adaptation.target_dataset_id")
@@ -137,7 +137,7 @@ class Jobs:
             named = pb.BaseVersion()
             named.CopyFrom(request.base)
             named.model = named.model or request.model
-            base = self._records.find(named)
+            base = self._records.find(named, "base")
             job.base.CopyFrom(pb.BaseVersion(model=base.model, version=base.version))
         if request.validate_only:
             return pb.FineTuneResponse()
@@ -146,7 +146,7 @@ class Jobs:
     def RankBackbones(self, request: pb.RankBackbonesRequest) -> pb.RankBackbonesResponse:
         """Ranks the backbones in the order in which they were named; none means one."""
         if request.dataset_id:
-            self._records.dataset(request.dataset_id)
+            self._records.dataset(request.dataset_id, "dataset_id")
         if request.validate_only:
             return pb.RankBackbonesResponse()
         named = list(request.backbones) or [pb.PretrainedBackbone(backbone="efficientnet_lite0")]

@@ -53,7 +53,9 @@ class Predictions:
 
     def Predict(self, request: pb.PredictRequest) -> pb.PredictResponse:
         with self._lock:
-            versions = [self._records.find(spec) for spec in request.models]
+            versions = [
+                self._records.find(spec, f"models[{at}]") for at, spec in enumerate(request.models)
+            ]
         return pb.PredictResponse(
             answers=[
                 pb.ModelAnswer(

@@ -24,6 +24,8 @@ from graftml.testing._script import CLASSES, IMAGES_A_CLASS, SUMMARY, figure_of
 
 LATEST = "latest"
 EXPORT_CHUNK_BYTES = 2**10
+WHOLE = dataset_pb2.ReadSummary(seen_count=6, used_count=6)
+"""Of images that are there already: none is left out."""
 _SHIPPED = backbone_pb2.Backbone(
     name="efficientnet_lite0",
     source=backbone_pb2.BACKBONE_SOURCE_PACKAGE,
@@ -104,7 +106,13 @@ class Records:
             serving_precision="fp32",
             is_candidate=bool(gate_failures),
             gate_checks=[
-                pb.GateCheck(name="accuracy", verdict=pb.GATE_VERDICT_FAILED, detail=text)
+                pb.GateCheck(
+                    name="accuracy",
+                    verdict=pb.GATE_VERDICT_FAILED,
+                    value=accuracy,
+                    bound=1.0,
+                    detail=text,
+                )
                 for text in gate_failures
             ],
             decision=decision or decision_pb2.Decision(argmax=decision_pb2.Argmax()),
@@ -127,9 +135,12 @@ class Records:
             version_count=len(versions),
         )
 
-    def find(self, named: Any) -> pb.Version:
-        """Returns the version that a message names: by number, by alias, or `latest`."""
-        versions, number = self._versions(named.model), named.version
+    def find(self, named: Any, field: str = "") -> pb.Version:
+        """Returns the version that a message names: by number, by alias, or `latest`.
+
+        Raises the service's error, which names the field that the message is.
+        """
+        versions, number = self._versions(named.model, field), named.version
         if named.WhichOneof("which") != "version":
             alias = named.alias or LATEST
             number = self.aliases[named.model].get(alias)
@@ -138,18 +149,20 @@ class Records:
                     NotFound,
                     Reason.ALIAS_NOT_FOUND,
                     f"model {named.model!r} has no alias {alias!r}",
+                    field,
                 )
         if number not in versions:
             raise refuse(
                 NotFound,
                 Reason.VERSION_NOT_FOUND,
                 f"model {named.model!r} has no version {number}",
+                field,
             )
         return self._shown(versions[number])
 
-    def _versions(self, name: str) -> dict[int, pb.Version]:
+    def _versions(self, name: str, field: str = "") -> dict[int, pb.Version]:
         if name not in self.versions:
-            raise refuse(NotFound, Reason.MODEL_NOT_FOUND, f"no model is named {name!r}")
+            raise refuse(NotFound, Reason.MODEL_NOT_FOUND, f"no model is named {name!r}", field)
         return self.versions[name]
 
     def _shown(self, version: pb.Version) -> pb.Version:
@@ -238,7 +251,7 @@ class Records:
 
     # Datasets
 
-    def dataset(self, dataset_id: str, field: str = "dataset_id") -> dataset_pb2.Dataset:
+    def dataset(self, dataset_id: str, field: str = "") -> dataset_pb2.Dataset:
         """Returns a dataset, or raises the service's error, which names the field."""
         if dataset_id not in self.datasets:
             raise refuse(
@@ -255,8 +268,7 @@ class Records:
             create_time=now(),
             size_bytes=sum(message.ByteSize() for message in sent),
             image_count=IMAGES_A_CLASS * len(CLASSES),
-            summary=SUMMARY,
-            **fields,
+            **{"summary": SUMMARY, **fields},
         )
         if not dataset.is_unlabelled:
             for label in CLASSES:
@@ -284,19 +296,24 @@ class Records:
     def RemoveImages(
         self, request: dataset_pb2.RemoveImagesRequest
     ) -> dataset_pb2.RemoveImagesResponse:
-        return dataset_pb2.RemoveImagesResponse(dataset=self._changed([request], request))
+        return dataset_pb2.RemoveImagesResponse(
+            dataset=self._changed([request], request, summary=WHOLE)
+        )
 
     def RelabelImages(
         self, request: dataset_pb2.RelabelImagesRequest
     ) -> dataset_pb2.RelabelImagesResponse:
-        return dataset_pb2.RelabelImagesResponse(dataset=self._changed([request], request))
+        return dataset_pb2.RelabelImagesResponse(
+            dataset=self._changed([request], request, summary=WHOLE)
+        )
 
-    def _changed(self, sent: Sequence[Message], named: Any) -> dataset_pb2.Dataset:
+    def _changed(self, sent: Sequence[Message], named: Any, **fields: Any) -> dataset_pb2.Dataset:
         before = self.dataset(named.dataset_id)
         return self._store(
             sent,
             display_name=named.display_name or before.display_name,
             is_unlabelled=before.is_unlabelled,
+            **fields,
         )
 
     def GetDataset(self, request: dataset_pb2.GetDatasetRequest) -> dataset_pb2.GetDatasetResponse:
@@ -316,14 +333,14 @@ class Records:
         return dataset_pb2.DeleteDatasetResponse()
 
     def ListImages(self, request: dataset_pb2.ListImagesRequest) -> dataset_pb2.ListImagesResponse:
-        dataset = self.dataset(request.dataset_id)
+        self.dataset(request.dataset_id)
         names = [f"{label}/{n}.jpg" for label in CLASSES for n in range(IMAGES_A_CLASS)]
         images, token = page(
             [
                 dataset_pb2.DatasetImage(
                     digest=hashlib.sha256(name.encode()).hexdigest(),
                     name=name,
-                    label="" if dataset.is_unlabelled else name.partition("/")[0],
+                    label=name.partition("/")[0],
                     size_bytes=600,
                 )
                 for name in names
@@ -374,7 +391,7 @@ class Records:
                 NotFound,
                 Reason.BACKBONE_NOT_FOUND,
                 f"no backbone is registered as {name!r}",
-                "name",
+                "backbone",
             )
         del self.backbones[name]
         return backbone_pb2.DeleteBackboneResponse()

@@ -6,7 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 from graftml_stubs.v1 import dataset_pb2, model_pb2
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
-from graftml.errors import GraftError, Reason
+from graftml.errors import Aborted, GraftError, Reason
 from graftml.testing._refusals import to_status
 
 CLASSES = ("cat", "dog")
@@ -52,7 +52,10 @@ def data(classes: Mapping[str, int] | None = None, digest: str = "") -> pb.JobEv
         dataset_pb2.ClassCount(label=label, train_count=count)
         for label, count in sorted((classes or dict.fromkeys(CLASSES, IMAGES_A_CLASS)).items())
     ]
-    summary = SUMMARY if classes is None else None
+    if classes is None:
+        summary, digest = SUMMARY, digest or "0" * 64
+    else:
+        summary = dataset_pb2.ReadSummary()
     return pb.JobEvent(data=pb.DataSummary(classes=counts, summary=summary, digest=digest))
 
 
@@ -144,10 +147,12 @@ def succeeded() -> pb.JobEvent:
 
 
 def failed(
-    message: str = "the loss is not a number", reason: str = Reason.TRAINING_FAILED
+    message: str = "the loss is not a number",
+    reason: str = Reason.TRAINING_FAILED,
+    kind: type[GraftError] = Aborted,
 ) -> pb.JobEvent:
-    """The end, without a version."""
-    error = to_status(GraftError(message, reason=reason))
+    """The end, without a version; `kind` is the class of the error, of which its code is."""
+    error = to_status(kind(message, reason=reason))
     return pb.JobEvent(state_change=pb.StateChange(state=pb.JOB_STATE_FAILED, error=error))
 
 
