@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from service.commands import backup, check, doctor, restore, run, tokens
-from service.commands.command import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failed, formatter
+from service.commands.command import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Failed,
+    formatter,
+    reason,
+)
 from service.config import BadConfig
 
 
@@ -24,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failed as error:
         why, code = str(error), error.code
     except OSError as error:
-        why, code = str(error), EXIT_FAILED
+        why, code = reason(error), EXIT_FAILED
     except KeyboardInterrupt:
         why, code = "interrupted", EXIT_INTERRUPTED
     print(f"graft-server: {why}", file=sys.stderr)

@@ -338,7 +338,12 @@ class App:
         await self._prepare_trainers(export)
         log.info(
             "serving",
-            extra={"host": config.host, "port": self.port, "metrics_port": self.metrics_port},
+            extra={
+                "version": metadata.version("graftml-server"),
+                "host": config.host,
+                "port": self.port,
+                "metrics_port": self.metrics_port,
+            },
         )
 
     async def _prepare_trainers(self, export: DefaultExport) -> None:

@@ -39,7 +39,7 @@ def execute(given: argparse.Namespace) -> int:
         try:
             copied = backup.back_up(config.data_dir, config.blobs_folder, given.target)
         except (backup.NoCopy, OSError) as error:
-            raise command.Failed(f"the backup is not whole: {error}") from None
+            raise command.Failed(f"the backup is not whole: {command.reason(error)}") from None
     print(f"{given.target} is a backup of {config.data_dir}: {summary(copied)}")
     return command.EXIT_OK
 

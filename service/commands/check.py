@@ -59,7 +59,7 @@ def report(
         except sqlite3.DatabaseError:
             left = {}  # of which the problems tell
     except OSError as error:
-        raise command.Failed(f"cannot check: {error}", command.EXIT_USAGE) from None
+        raise command.Failed(f"cannot check: {command.reason(error)}", command.EXIT_USAGE) from None
     for line in found:
         print(line)
     for what, count in left.items():

@@ -57,6 +57,13 @@ def formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, max_help_position=30, width=100)
 
 
+def reason(error: Exception) -> str:
+    """Returns what to say of an error: of one of the system, which file and why."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 @contextmanager
 def private_files() -> Iterator[None]:
     """Closes what is written meanwhile to other users: the stored data is customers'."""

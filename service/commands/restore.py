@@ -34,7 +34,7 @@ def execute(given: argparse.Namespace) -> int:
         try:
             copied = backup.restore(given.source, config.data_dir, config.blobs_folder)
         except (backup.NoCopy, OSError) as error:
-            raise command.Failed(f"not restored: {error}") from None
+            raise command.Failed(f"not restored: {command.reason(error)}") from None
     print(f"{given.source} is restored to {config.data_dir}: {summary(copied)}")
     # The digests were looked at just now.
     return check.report(config.data_dir, config.blobs_folder, is_quick=True)

@@ -10,6 +10,9 @@ import contextlib
 import logging
 import os
 import signal
+import time
+from dataclasses import dataclass
+from importlib import metadata
 
 from service import scratch, settings
 from service.commands import command
@@ -43,15 +46,45 @@ def execute(given: argparse.Namespace) -> int:
     # The stored data is customers': no other user of the machine may read it.
     os.umask(0o077)
     set_up_logging(config.log_format, config.log_level)
+    log.info(
+        "starting",
+        extra={
+            "version": metadata.version("graftml-server"),
+            "pid": os.getpid(),
+            "data_dir": str(config.data_dir.resolve()),
+            "address": config.address,
+        },
+    )
     if config.failpoints:
         log.warning("failpoints are armed, for tests alone: %s", config.failpoints)
+    end = _End()
     try:
-        return asyncio.run(_run(config))
+        asyncio.run(_run(config, end))
     except BadConfig:
         raise
     except (GraftError, OSError, RuntimeError) as error:
         log.critical("cannot serve: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
-        return command.EXIT_FAILED
+        end.fail("cannot serve")
+    log.info("stopped", extra={"why": end.why, "drain_s": round(time.monotonic() - end.began_s, 3)})
+    return command.EXIT_FAILED if end.is_failure else command.EXIT_OK
+
+
+@dataclass
+class _End:
+    """Why the service ends, and since when it does."""
+
+    why: str = ""
+    began_s: float = 0.0
+    is_failure: bool = False
+
+    def begin(self, why: str) -> None:
+        self.why, self.began_s = why, time.monotonic()
+
+    def fail(self, why: str) -> None:
+        """Ends it as a failure, also while it ends already."""
+        self.is_failure = True
+        if not self.why:
+            self.begin(why)
 
 
 def _arm(plan: str) -> None:
@@ -61,13 +94,13 @@ def _arm(plan: str) -> None:
         raise BadConfig(f"--failpoints: {error}") from None
 
 
-async def _run(config: Config) -> int:
+async def _run(config: Config, end: _End) -> None:
     from service.app import App
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, number, stop)
+        loop.add_signal_handler(number, _on_signal, number, stop, end)
     # A flag wins over the variable, for trainers too.
     environment = {
         **os.environ,
@@ -83,17 +116,18 @@ async def _run(config: Config) -> int:
         stopped.cancel()
         if failed.done() and not stop.is_set():
             log.critical("a part of the service died; stopping", exc_info=failed.exception())
-            return command.EXIT_FAILED
+            end.fail("a part of the service died")
+            return
         failed.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await failed
-    return command.EXIT_OK
 
 
-def _on_signal(number: signal.Signals, stop: asyncio.Event) -> None:
+def _on_signal(number: signal.Signals, stop: asyncio.Event, end: _End) -> None:
     if stop.is_set():
         log.warning("got %s again: exiting at once", number.name)
         # Trainers end when their standard input closes.
         os._exit(command.EXIT_FAILED)
     log.info("got %s: draining", number.name)
+    end.begin(number.name)
     stop.set()

@@ -118,7 +118,10 @@ def _done(file: Path | None, work: Callable[[], None]) -> int:
         work()
     except (BadFile, InvalidInput) as error:
         raise command.Failed(error, command.EXIT_USAGE) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        # Whatever file of ours it was: this one is known.
+        raise command.Failed(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise command.Failed(f"{file}: {error}") from None
     return command.EXIT_OK
 

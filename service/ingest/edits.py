@@ -167,6 +167,6 @@ def _check_known(digests: Collection[str], base: Path) -> None:
     more = f" and {len(unknown) - len(first)} more" if len(unknown) > len(first) else ""
     raise NotFound(
         Reason.IMAGE_NOT_FOUND,
-        f"the dataset has no image of the digest {', '.join(map(shown, first))}{more}: name those "
-        "that ListImages has",
+        f"the dataset has no image of the digest {', '.join(map(shown, first))}{more}: name "
+        "images that it has, as their list shows them",
     )

@@ -203,8 +203,8 @@ def _beyond(index: Index, base: Path) -> tuple[list[IndexedImage], list[LeftOutF
         elif known.label != image.label and index.is_labelled:
             reason = LeftOutReason.CONTRADICTION
             detail = (
-                f"the dataset has the same image in the class {shown(known.label)}: RelabelImages "
-                "moves it"
+                f"the dataset has the same image in the class {shown(known.label)}: relabel "
+                "that one to move it"
             )
         else:
             reason, detail = LeftOutReason.COPY, f"a copy of {shown(known.name)} of the dataset"

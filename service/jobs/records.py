@@ -174,7 +174,10 @@ def record_of(row: Any) -> JobRecord:
 def found(row: Any, job_id: str) -> JobRecord:
     """Returns the job of a row; raises NotFound (JOB_NOT_FOUND) where there is none."""
     if row is None:
-        raise NotFound(Reason.JOB_NOT_FOUND, f"no job has the id {job_id[:80]!r}: see ListJobs")
+        raise NotFound(
+            Reason.JOB_NOT_FOUND,
+            f"no job has the id {job_id[:80]!r}: the list of jobs shows which there are",
+        )
     return record_of(row)
 
 

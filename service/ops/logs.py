@@ -1,6 +1,7 @@
 """Logs: the shape of their lines, the id of the call that each belongs to, and limits on floods."""
 
 import contextvars
+import datetime
 import logging
 import re
 import threading
@@ -16,7 +17,7 @@ from service.ops.escaping import escaped
 GRPC_LINES_PER_SECOND: Final = 5
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-"""The id of the call being served; every log line carries it."""
+"""The id of the call being served; the log lines that it causes carry it."""
 
 _PLACEHOLDER: Final = re.compile(r"%[-#0 +]*[0-9*]*(?:\.[0-9*]+)?[a-zA-Z]")
 
@@ -55,7 +56,7 @@ def set_up_logging(
     if style == "json":
         renames: dict[str, Any] = {"asctime": "time", "levelname": "level", "name": "logger"}
         handler.setFormatter(
-            JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=renames)
+            _JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=renames)
         )
     else:
         handler.setFormatter(_ConsoleFormatter("{asctime} {levelname:7} {message}", style="{"))
@@ -98,11 +99,25 @@ class _StrangersFilter(logging.Filter):
 
 class _RequestId(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
+        if given := request_id.get():
+            record.request_id = given
         return True
 
 
-class _ConsoleFormatter(logging.Formatter):
+class _Rfc3339(logging.Formatter):
+    """Writes times as RFC 3339 has them, in UTC: 2026-11-28T23:28:22.774Z."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802, ARG002
+        """Returns when a line was written."""
+        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _JsonFormatter(_Rfc3339, JsonFormatter):
+    """Writes a line as a JSON object."""
+
+
+class _ConsoleFormatter(_Rfc3339):
     """Writes a line for people: the message, then what was given in `extra`, as key=value.
 
     Names of strangers forge no line and reach no terminal's controls.

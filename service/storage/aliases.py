@@ -69,7 +69,7 @@ def check_unnamed(connection: Connection, model: ModelKey) -> None:
         raise WrongState(
             Reason.MODEL_IN_USE,
             f"model {model.name} is called by {told}, and callers of these names would "
-            "fail: delete the aliases first with DeleteAlias, or set force to delete the model "
+            "fail: delete the aliases first, or set force to delete the model "
             "with all its versions and aliases",
         )
 
@@ -125,7 +125,7 @@ def roll_back(connection: Connection, model: ModelKey, alias: str) -> tuple[int,
         (*model, alias, now),
     ).fetchone()
     if earlier is None:
-        instead = "promote or publish another one" if alias == LATEST else "point it with SetAlias"
+        instead = "promote or publish another one" if alias == LATEST else "point it to another one"
         raise WrongState(
             Reason.NO_EARLIER_VERSION,
             f"the alias {alias} of {model.name} points to version {now}, and to no other "
@@ -197,7 +197,7 @@ def _check_room(connection: Connection, model: ModelKey, alias: str) -> None:
         raise OverQuota(
             "aliases",
             f"model {model.name} has {count} aliases, and {alias} would be one more than "
-            "the most allowed: delete one with DeleteAlias, or point one that is there",
+            "the most allowed: delete one, or point one that is there",
         )
 
 
@@ -219,6 +219,6 @@ def _no_latest(connection: Connection, model: ModelKey) -> str:
     numbers = ", ".join(str(row["version"]) for row in reversed(rows))
     return (
         f"no version of {model.name} is published: its only versions are candidates "
-        f"({numbers}), which did not pass their gate; publish one with PromoteVersion, or ask for "
-        "one by its number"
+        f"({numbers}), which did not pass their gate; promote one, or ask for one by its "
+        "number"
     )

@@ -171,7 +171,7 @@ def not_found(name: str, registered: Sequence[str]) -> NotFound:
     return NotFound(
         Reason.BACKBONE_NOT_FOUND,
         f"no backbone is registered as {shown(name)}: {told}; register its file "
-        "(RegisterBackbone), or see ListBackbones",
+        "first, or take one of the list of backbones",
         field="backbone",
     )
 

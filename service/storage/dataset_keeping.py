@@ -175,7 +175,7 @@ class DatasetKeeper:
                 raise NotFound(
                     Reason.IMAGE_NOT_FOUND,
                     f"no dataset has an image of the digest {shown(image_digest)}: name one that "
-                    "ListImages has",
+                    "the list of a dataset's images shows",
                 )
             if not holding:
                 return erased

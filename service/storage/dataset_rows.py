@@ -197,7 +197,8 @@ def find(connection: Connection, dataset_id: str, tenant: str) -> DatasetRecord:
     if row is None:
         raise NotFound(
             Reason.DATASET_NOT_FOUND,
-            f"no dataset has the id {shown(dataset_id)}: upload it, or see ListDatasets",
+            f"no dataset has the id {shown(dataset_id)}: upload it, or take one of the list of "
+            "datasets",
         )
     return record_of(row)
 
@@ -243,7 +244,8 @@ def check_usable(
     if row is None:
         raise NotFound(
             Reason.DATASET_NOT_FOUND,
-            f"no dataset has the id {dataset_id[:80]!r}: upload it, or see ListDatasets",
+            f"no dataset has the id {dataset_id[:80]!r}: upload it, or take one of the list of "
+            "datasets",
             field=field,
         )
     if row["is_unlabelled"] and not is_target:

@@ -364,8 +364,8 @@ class ModelStore:
             if not version_rows.get(connection, model, version)["is_candidate"]:
                 raise WrongState(
                     Reason.NOT_A_CANDIDATE,
-                    f"version {version} of {model.name} is published already: to have an "
-                    "alias point to it use SetAlias, or RollbackAlias",
+                    f"version {version} of {model.name} is published already: point "
+                    "an alias to it, or roll one back to it",
                 )
             connection.execute(
                 "UPDATE versions SET is_candidate = 0"

@@ -330,9 +330,9 @@ def model_not_found(connection: Connection, model: ModelKey) -> GraftError:
     if near:
         hint = f"did you mean {' or '.join(names[each] for each in near)}?"
     elif rows:
-        hint = "ListModels says which there are"
+        hint = "the list of models shows which there are"
     else:
-        hint = "there are no models yet; FineTune makes one"
+        hint = "there are no models yet; fine-tune one"
     return NotFound(Reason.MODEL_NOT_FOUND, f"no model is called {shown!r}: {hint}")
 
 

@@ -1,11 +1,13 @@
 """What callers, jobs and trainers see of a real process that is told to end."""
 
+import json
 import queue
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,12 @@ def test_on_sigterm_everybody_is_told_and_its_job_goes_on_from_its_checkpoint_at
         stored = accepted.result(timeout=GUARD_S).dataset
     assert first.process.wait(GUARD_S) == 0
     assert not any(trainer.is_running() for trainer in trainers)
+    first.end()
+    begun, ended = (json.loads(first.seen[place]) for place in (0, -1))
+    assert (begun["message"], begun["pid"]) == ("starting", first.process.pid)
+    assert begun["version"] == metadata.version("graftml-server")
+    assert (ended["message"], ended["why"]) == ("stopped", "SIGTERM")
+    assert ended["drain_s"] > 0
 
     second = start_service(*flags)
     assert connect(second).get_dataset(stored.dataset_id).image_count == stored.image_count

@@ -189,6 +189,7 @@ def test_a_cuda_provider_that_is_not_there_is_no_silent_step_down(tmp_path: Path
     )
     assert done.returncode == 1
     assert "no NVIDIA GPU was found" in done.stderr
+    assert '"message": "stopped", "why": "cannot serve"' in done.stderr.splitlines()[-1]
 
 
 def test_images_that_a_client_sends_in_every_form_get_one_answer(

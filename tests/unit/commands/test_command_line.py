@@ -4,13 +4,14 @@ from importlib import metadata
 
 import pytest
 
+from service import fsck
 from service.__main__ import main
 
 
 def test_without_a_subcommand_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     said = capsys.readouterr().err
-    for name in ("run", "doctor"):
+    for name in ("run", "check", "backup", "restore", "tokens", "doctor"):
         assert f"\n    {name} " in said
 
 
@@ -21,7 +22,7 @@ def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"graft-server {metadata.version('graftml-server')}\n"
 
 
-@pytest.mark.parametrize("name", ["run", "doctor"])
+@pytest.mark.parametrize("name", ["run", "check", "backup", "restore", "tokens", "doctor"])
 def test_the_help_of_each_tells_its_exit_codes(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -29,3 +30,29 @@ def test_the_help_of_each_tells_its_exit_codes(
         main([name, "--help"])
     assert not ended.value.code
     assert "Exit codes: 0 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            PermissionError(13, "Permission denied", "x/y"),
+            2,
+            "cannot check: x/y: Permission denied",
+        ),
+    ],
+)
+def test_what_ends_a_command_is_one_line(
+    error: BaseException,
+    code: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fsck, "problems", fail)
+    assert main(["check", "data"]) == code
+    assert capsys.readouterr() == ("", f"graft-server: {says}\n")

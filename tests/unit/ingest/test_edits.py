@@ -201,7 +201,7 @@ def test_images_are_added_where_the_dataset_has_none_such(base: Path, tmp_path: 
         "ants/PIC2": (LeftOutReason.ERASED, "the image was erased from the dataset"),
         "ants/PIC3": (
             LeftOutReason.CONTRADICTION,
-            "the dataset has the same image in the class 'bees': RelabelImages moves it",
+            "the dataset has the same image in the class 'bees': relabel that one to move it",
         ),
         "ants/text": (LeftOutReason.WRONG_FORMAT, "a text"),
     }

@@ -32,6 +32,23 @@ def test_json_lines_carry_the_request_id_and_what_was_given(
     assert line["request_id"] == "abc"
 
 
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_lines_say_when_in_utc_and_name_no_call_where_there_is_none(
+    style: Literal["json", "console"],
+    root_logger: logging.Logger,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_796_000_000.5)
+    monkeypatch.setattr("time.time_ns", lambda: 1_796_000_000_500_000_000)
+    set_up_logging(style, "info")
+    logs.request_id.set("")
+    logging.getLogger("x").info("hello")
+    line = capsys.readouterr().err
+    assert "2026-11-30T00:53:20.500Z" in line
+    assert "request_id" not in line
+
+
 def test_console_lines_are_for_people(
     root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,7 +92,7 @@ def test_a_model_with_candidates_alone_has_no_latest_and_says_what_to_do(
     for n in (1, 2):
         publish(BIRDS, f"job-{n}", gate_checks=[MISSED])
     assert models.get_model(BIRDS).aliases == {}
-    with pytest.raises(NotFound, match=r"candidates \(1, 2\).*PromoteVersion") as caught:
+    with pytest.raises(NotFound, match=r"candidates \(1, 2\).*promote one") as caught:
         models.get_version(BIRDS, None, None)
     assert reason_of(caught) is Reason.ALIAS_NOT_FOUND
     with pytest.raises(NotFound, match="it has none"):

@@ -75,7 +75,7 @@ def test_what_is_close_is_looked_for_among_ones_own(models: ModelStore, publish:
     for model in (key("bird", BETA), key("bird"), key("default/x")):
         with pytest.raises(NotFound) as caught:
             models.get_model(model)
-        assert caught.value.message.endswith("there are no models yet; FineTune makes one")
+        assert caught.value.message.endswith("there are no models yet; fine-tune one")
     with pytest.raises(NotFound) as caught:
         models.get_model(key("bird", ACME))
     assert caught.value.message == "no model is called 'bird': did you mean birds?"
