@@ -26,12 +26,17 @@ $(VENV)/triton/.installed: $(VENV)/.installed
 	$(VENV)/triton/bin/python -m pip install --quiet --disable-pip-version-check "tritonclient[grpc]"
 	touch $@
 
+# Where there is no npm the test of the client in Node says so.
+NODE := clients/node/node_modules/.package-lock.json
+$(NODE): clients/node/package-lock.json
+	if command -v npm > /dev/null; then npm ci --prefix clients/node --no-audit --no-fund --silent && touch $@; fi
+
 demo: $(VENV)/.installed  ## Fine-tune and serve on real images (DATA=folder for your own)
 	$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
 
 # Two files of tests at a time: they wait for processes as much as they compute.
 WORKERS ?= 2
-test: $(VENV)/.installed-dev $(VENV)/triton/.installed  ## Lint, type-check and run every test
+test: $(VENV)/.installed-dev $(VENV)/triton/.installed $(NODE)  ## Lint, type-check and run every test
 	$(MAKE) --no-print-directory lint stubs-check
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile
 

@@ -349,6 +349,25 @@ class TestKubernetes:
         assert ports["grpc"]["targetPort"] == "grpc"
         assert "metrics" in ports
 
+    def test_the_operator_watches_it_where_the_component_is_added(
+        self, overlay: str, tmp_path: Path
+    ) -> None:
+        shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+        (tmp_path / "kubernetes" / "own").mkdir()
+        (tmp_path / "kubernetes" / "own" / "kustomization.yaml").write_text(
+            f"resources: [../{overlay}]\ncomponents: [../monitoring, ../tls]\n"
+        )
+        objects = built(str(tmp_path / "kubernetes" / "own"))
+        watched = objects["ServiceMonitor"]["spec"]
+        service = objects["Service"]
+        wanted = watched["selector"]["matchLabels"]
+        assert wanted.items() <= service["metadata"]["labels"].items()
+        (endpoint,) = watched["endpoints"]
+        assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+        # As the alerts call it.
+        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "graft"}]
+        assert objects["PrometheusRule"]["spec"]["groups"]
+
     def test_only_clients_and_what_watches_reach_it_and_it_reaches_nobody(
         self, overlay: str
     ) -> None:

@@ -6,7 +6,9 @@ import subprocess
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
+from service.ops.metrics import Metrics
 from tests.deploy import queries
 from tests.deploy.queries import DEPLOY, PROMETHEUS, Query
 from tests.e2e.conftest import GUARD_S
@@ -41,6 +43,40 @@ def test_promtool_finds_no_fault(arguments: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(
+    shutil.which("amtool") is None, reason="amtool, a part of Alertmanager, is not on the PATH"
+)
+def test_amtool_finds_no_fault() -> None:
+    done = subprocess.run(
+        ["amtool", "check-config", DEPLOY / "alertmanager" / "alertmanager.yml"],
+        capture_output=True,
+        text=True,
+        timeout=GUARD_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pages_and_tickets_are_told_apart() -> None:
+    config = yaml.safe_load((DEPLOY / "alertmanager" / "alertmanager.yml").read_text())
+    (pages,) = config["route"]["routes"]
+    assert pages["matchers"] == ['severity="page"']
+    named = {pages["receiver"], config["route"]["receiver"]}
+    assert named == {receiver["name"] for receiver in config["receivers"]} == {"pages", "tickets"}
+    told = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["alerting"]
+    (target,) = told["alertmanagers"][0]["static_configs"][0]["targets"]
+    assert (
+        target.partition(":")[0]
+        in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    )
+
+
+def test_the_operator_of_kubernetes_gets_the_same_rules() -> None:
+    copy = DEPLOY / "kubernetes" / "monitoring" / "prometheusrule.yaml"
+    own = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())
+    assert yaml.safe_load(copy.read_text())["spec"] == own, "run `make rules`"
+
+
 def test_each_alert_is_tested_to_fire_and_to_be_silent() -> None:
     tests = yaml.safe_load((PROMETHEUS / "rules_test.yml").read_text())["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]
@@ -53,11 +89,13 @@ def test_each_alert_is_tested_to_fire_and_to_be_silent() -> None:
 def test_each_alert_says_what_it_means_and_where_to_read_on(alert: dict[str, object]) -> None:
     notes = alert["annotations"]
     assert isinstance(notes, dict)
-    assert set(notes) == {"summary", "description", "runbook"}
+    assert set(notes) == {"summary", "description", "runbook_url"}
     assert alert["labels"] in ({"severity": "page"}, {"severity": "ticket"})
-    file, _, anchor = notes["runbook"].partition("#")
+    page, _, anchor = notes["runbook_url"].partition("#")
+    # The file's head says how to put another in the place of its beginning.
+    assert page == "https://runbooks.example.com/graft/RUNBOOK.md"
     assert anchor == str(alert["alert"]).lower()
-    headings = re.findall(r"^#+ (.+)$", (DEPLOY.parent / file).read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", (DEPLOY / "RUNBOOK.md").read_text(), re.MULTILINE)
     assert anchor in {heading.strip("`").lower() for heading in headings}
 
 
@@ -76,6 +114,30 @@ def test_every_metric_and_label_exists(query: Query) -> None:
         known |= exposed[name]
     assert queries.groupings_of(query.expr) <= known
     assert query.labels_shown <= known
+
+
+def test_what_an_alert_speaks_of_is_on_the_dashboard() -> None:
+    recorded = {
+        rule["record"]: set(queries.metrics_of(rule["expr"]))
+        for rule in queries.rules()
+        if "record" in rule
+    }
+    spoken_of = {
+        metric
+        for alert in queries.alerts()
+        for name in queries.metrics_of(alert["expr"])
+        for metric in recorded.get(name, {name})
+    }
+    shown = {
+        name for query in queries.dashboard_queries() for name in queries.metrics_of(query.expr)
+    }
+    assert spoken_of - shown == set()
+
+
+def test_no_series_says_when_another_began() -> None:
+    page = generate_latest(Metrics({"version": "1"}).registry).decode()
+    assert "graft_blobs_damaged_total 0.0" in page
+    assert "_created" not in page
 
 
 def test_a_metric_that_is_not_there_is_noticed() -> None:

@@ -1,6 +1,7 @@
 """A real Prometheus scrapes a real service that really works: every query is answered."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 import socket
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
-from graftml import Client, NotFound
+from graftml import Client, NotAllowed, NotFound
 
+from tests.certificates import Authority
 from tests.deploy import queries
 from tests.deploy.queries import PROMETHEUS, Query
 from tests.deploy.sample_image import IMAGES, QUICK
@@ -24,6 +27,19 @@ from tests.e2e.conftest import GUARD_S, ServiceProcess
 
 SCRAPED_EVERY_S = 1
 ASKED_EVERY_S = 0.25
+
+SECRET = "s" * 43
+TOKEN = f"graft_tester_{SECRET}"
+ACCESS = f"""
+[tenants.acme]
+
+[[tokens]]
+id = "tester"
+sha256 = "{hashlib.sha256(SECRET.encode()).hexdigest()}"
+tenant = "acme"
+roles = ["admin"]
+expires = 2099-01-01T00:00:00Z
+"""
 
 pytestmark = [
     pytest.mark.e2e,
@@ -61,9 +77,26 @@ class Prometheus:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[ServiceProcess]:
-    # Room for next to nothing, so that heads push backbones out and evictions are seen.
-    flags = ("--model-memory-mb=1", "--cpu-jobs=1", "--threads=1", "--trainer-threads=1")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def service(tmp_path: Path, authority: Authority) -> Iterator[ServiceProcess]:
+    cert, key = authority.sign().write(tmp_path, "server")
+    access = tmp_path / "access.toml"
+    access.touch(mode=0o600)
+    access.write_text(ACCESS)
+    flags = (
+        # Room for next to nothing, so that heads push backbones out and evictions are seen.
+        "--model-memory-mb=1",
+        "--cpu-jobs=1",
+        "--threads=1",
+        "--trainer-threads=1",
+        f"--tls-cert-file={cert}",
+        f"--tls-key-file={key}",
+        f"--access-file={access}",
+    )
     running = ServiceProcess(tmp_path / "data", *flags)
     try:
         yield running
@@ -108,11 +141,13 @@ def prometheus(service: ServiceProcess, tmp_path: Path) -> Iterator[Prometheus]:
                 process.wait()
 
 
-def ask(client: Client) -> None:
-    """A good image, a bad one, and a model that is not there."""
+def ask(client: Client, stranger: Client) -> None:
+    """A good image, a bad one, a model that is not there, and a call without a token."""
     client.predict([IMAGES[0][1], b"no image"], model="colours")
     with contextlib.suppress(NotFound):
         client.predict(IMAGES[0][1], model="missing")
+    with contextlib.suppress(NotAllowed):
+        stranger.predict(IMAGES[0][1], model="colours")
 
 
 def as_grafana_asks(query: Query) -> str:
@@ -124,9 +159,13 @@ def as_grafana_asks(query: Query) -> str:
 
 
 def test_every_panel_has_data_and_every_rule_is_evaluated(
-    service: ServiceProcess, prometheus: Prometheus
+    service: ServiceProcess, prometheus: Prometheus, authority: Authority
 ) -> None:
-    with Client(service.address, timeout_s=GUARD_S) as client:
+    trust = grpc.ssl_channel_credentials(authority.pem)
+    with (
+        Client(service.address, timeout_s=GUARD_S, credentials=trust, token=TOKEN) as client,
+        Client(service.address, timeout_s=GUARD_S, credentials=trust) as stranger,
+    ):
         client.wait_ready(timeout_s=GUARD_S)
         job = client.fine_tune(IMAGES, name="colours", **QUICK)
         # Takes the slot next, and stays until it is cancelled.
@@ -146,7 +185,7 @@ def test_every_panel_has_data_and_every_rule_is_evaluated(
         while without and time.monotonic() < deadline:
             # The trainer wants the cores, too.
             time.sleep(ASKED_EVERY_S)
-            ask(client)
+            ask(client, stranger)
             if prometheus.is_ready():
                 without = {w: e for w, e in without.items() if not prometheus.numbers(e)}
         assert not without, f"{without}\n{''.join(service.seen)[-4000:]}"
