@@ -72,7 +72,10 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
     [
         (["fintune"], "graft: argument COMMAND: there is no 'fintune'; did you mean finetune?"),
         (["models", "--server", "::1:50051"], "'::1:50051' is no address: write an IPv6 address"),
-        (["jobs", "wach"], "graft jobs: argument ACTION: there is no 'wach'; did you mean watch?"),
+        (
+            ["jobs", "wach"],
+            "graft: argument ACTION: there is no 'wach'; did you mean watch? (see graft jobs",
+        ),
         (["jobs", "--state", "runing"], "did you mean running?"),
         (["jobs", "--sate", "running"], "there is no 'running': it must be one of list, get"),
         (["rank", "x", "--tme-budget", "3"], "no argument of this command; did you mean"),

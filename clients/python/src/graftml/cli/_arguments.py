@@ -7,9 +7,16 @@ from typing import Any, NoReturn
 
 from graftml import _version
 from graftml._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
-from graftml._escaping import escaped
-from graftml.cli import _backbones, _datasets, _finetune, _jobs, _models, _predict, _rank
-from graftml.cli._codes import Code
+from graftml.cli import (
+    _backbones,
+    _datasets,
+    _finetune,
+    _health,
+    _jobs,
+    _models,
+    _predict,
+    _rank,
+)
 from graftml.cli._output import Usage
 
 __all__ = ["Arguments", "Usage", "parse"]
@@ -51,11 +58,11 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the command."""
-        self.exit(Code.USAGE, f"{self.prog}: {escaped(message)} (see {self.prog} --help)\n")
+        """Raises Usage."""
+        raise Usage(f"{message} (see {self.prog} --help)")
 
     def refuse(self, strange: Sequence[str]) -> NoReturn:
-        """Ends the command for arguments that it does not take."""
+        """Raises Usage for arguments that it does not take."""
         known = [option for action in self._actions for option in action.option_strings]
         self.error(f"{strange[0]!r} is no argument of this command{_meant(strange[0], known)}")
 
@@ -106,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"graft {_version.version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for room in (_finetune, _rank, _predict, _jobs, _models, _datasets, _backbones):
+    for room in (_finetune, _rank, _predict, _health, _jobs, _models, _datasets, _backbones):
         room.add(_Commands(commands, everywhere))
     return parser
 
