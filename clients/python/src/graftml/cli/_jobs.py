@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from graftml.cli import _listing
+from graftml.cli import _listing, _rank
 from graftml.cli._commands import in_commands
 from graftml.cli._output import Output
 from graftml.cli._times import clock, percent
@@ -94,7 +94,11 @@ def run_watch(client: Client, arguments: argparse.Namespace, output: Output) -> 
     if job.job.kind == "ranking":
         with Watching(output) as watching:
             RankingHandle(client, job.job).wait(on_event=watching.event)
-        output.thing(job.refresh())
+        ended = job.refresh()
+        if output.is_json or ended.ranking is None:
+            output.thing(ended)
+        else:
+            _rank.show(ended.ranking, output)
         return 0
     code, version = follow(job, output)
     if version is not None and version.is_candidate and not output.is_json:

@@ -6,7 +6,7 @@ terminal must work. A width of None is that of a pipe, into which every row goes
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import compress, islice
 
 from rich.cells import cell_len
 
@@ -37,6 +37,15 @@ def table(
     before = sum(widths[:-1]) + len(_GAP) * (len(widths) - 1)
     last = min(widths[-1], _LEAST_PROSE) if is_prose else widths[-1]
     is_narrow = width is not None and before + last > width
+    if is_narrow and len(sample) < _MEASURED:
+        # All rows are here: a column without a value in any says nothing.
+        said = [any(cell != NOTHING for cell in cells) for cells in zip(*sample, strict=True)]
+        if not all(said):
+            less = [list(compress(row, said)) for row in sample]
+            yield from table(
+                list(compress(columns, said)), less, width, is_prose=is_prose and said[-1]
+            )
+            return
     if not is_narrow:
         yield from _in_columns(columns, widths, None)
     for row in _chained(sample, remaining):
@@ -77,7 +86,8 @@ def _in_columns(cells: Sequence[str], widths: Sequence[int], room: int | None) -
 
 def _stacked(columns: Sequence[str], cells: Sequence[str], width: int) -> Iterator[str]:
     if cells[0]:
-        yield cells[0]
+        # A number alone says little.
+        yield f"{columns[0]} {cells[0]}" if cells[0].isdigit() else cells[0]
     line = ""
     for name, cell in zip(columns[1:], cells[1:], strict=True):
         if cell in ("", NOTHING):
