@@ -266,7 +266,7 @@ def test_models_versions_and_aliases_are_looked_after(run: Run, server: FakeGraf
     assert "feature-based" in run("models", "versions", "pets")[1]
     assert run("models", "alias", "pets", "prod", "--delete")[0] == 0
     assert lines(run("models", "delete", "pets:1", "--json")[1]) == [{"deleted": "pets:1"}]
-    assert run("models", "delete", "pets")[:2] == (0, "deleted pets\n")
+    assert run("models", "delete", "pets", "--yes")[:2] == (0, "deleted pets\n")
     assert lines(run("models", "list", "--json")[1]) == []
 
 
@@ -331,7 +331,7 @@ def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> N
     ("arguments", "code", "message"),
     [
         (["predict", "nope", __file__], 1, "[MODEL_NOT_FOUND]"),
-        (["predict", "pets", "/no/such.jpg"], 2, "/no/such.jpg: No such file or directory"),
+        (["predict", "pets", "/no/such.jpg"], 2, "/no/such.jpg: no such file or folder"),
         (["predict", "pets:x", __file__], 2, "'x' is no version"),
         (["predict", "pets@", __file__], 2, "names no alias"),
         (["models", "delete", "pets@prod"], 2, "not by an alias"),

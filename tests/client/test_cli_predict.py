@@ -22,6 +22,8 @@ def answer(_model: str, image: Any) -> Answer:
     """Says what the image's bytes ask for."""
     if image.data.startswith(b"unlike"):
         return Answer({"cat": 0.9, "dog": 0.1}, 2.31)
+    if image.data == b"doubtful":
+        return Answer({"dog": 0.6, "cat": 0.4}, 0.5, label="")
     if image.data.startswith(b"dog"):
         return Answer({"dog": 0.7, "cat": 0.3}, 0.5)
     if image.data in (b"", b"broken"):
@@ -132,7 +134,7 @@ def test_a_list_of_paths_names_images_and_folders(run: Run, photos: Path) -> Non
         ([], "name images: files, folders, - for one on standard input, or --files-from"),
         (["-", "-"], "- is standard input, which can be read once"),
         (["-", "--files-from", "-"], "- is standard input, which can be read once"),
-        (["photos/.git/none", "photos"], "photos/.git/none: No such file or directory"),
+        (["photos/.git/none", "photos"], "photos/.git/none: no such file or folder"),
         (["--files-from", "nowhere"], "nowhere: No such file or directory"),
         (["empty"], "no images were found"),
         (["photos", "--csv", "--json"], "--csv and --json are two forms of the same: give one"),
@@ -181,7 +183,8 @@ def test_csv_has_columns_that_depend_on_top_k_alone(run: Run, photos: Path) -> N
 def test_csv_leaves_the_label_empty_where_no_class_reaches_its_threshold(
     run: Run, photos: Path
 ) -> None:
-    _, out, _ = run("pets", photos / "a.png", "--csv", "--top-k", 2, "--threshold", "0.8")
+    (photos / "e.png").write_bytes(b"doubtful")
+    _, out, _ = run("pets", photos / "e.png", "--csv", "--top-k", 2)
     [row] = rows(out)
     assert (row["label"], row["probability"], row["label_2"]) == ("", "", "dog")
 
@@ -211,8 +214,9 @@ def test_more_than_a_handful_are_summed_up_by_class(run: Run, photos: Path) -> N
     }  # fmt: skip
     assert "mean" not in run("pets", photos / "a.png")[1]
     assert "mean" not in run("pets", *files, "--quiet")[1]
-    _, out, _ = run("pets,pets:1", *files, "--threshold", "0.8")
-    assert "pets    none   3       -                 0" in out
+    (photos / "y.jpg").write_bytes(b"doubtful")
+    _, out, _ = run("pets,pets:1", *files)
+    assert "pets    none   1       -                 0" in out
     assert "pets:1  cat    3       90.0%             1" in out
 
 

@@ -1,5 +1,6 @@
 """The command's messages: in its own terms, in one line, in every encoding."""
 
+import io
 import json
 import os
 import subprocess
@@ -57,7 +58,7 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
         "delete prod first, or set force", reason=graftml.Reason.MODEL_IN_USE
     )
     server.fail("DeleteModel", used)
-    assert main(["models", "delete", "pets", *where]) == 1
+    assert main(["models", "delete", "pets", "--yes", *where]) == 1
     err = capsys.readouterr().err
     assert "prod" in err
     assert "--force" in err
@@ -65,6 +66,53 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
     assert "--force is for a whole model" in capsys.readouterr().err
     assert main(["models", "delete", "pets", "--force", *where]) == 0
     assert capsys.readouterr().out == "deleted pets\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "told"),
+    [("y\n", 0, "deleted pets"), ("\n", 2, "was not deleted"), ("", 2, "was not deleted")],
+)
+def test_at_a_terminal_it_is_asked_before_a_model_is_deleted(
+    server: FakeGraft,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    code: int,
+    told: str,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    server.add_model("pets", versions=2)
+    monkeypatch.setattr(sys, "stdin", Terminal(said))
+    assert main(["models", "delete", "pets", "--server", server.target]) == code
+    out, err = capsys.readouterr()
+    assert told in out + err
+    assert "Delete pets with 2 versions? There is no way back [y/N]" in err
+    # Not where nobody can answer, as in a pipe and for a program.
+    server.add_model("pets")
+    assert main(["models", "delete", "pets", "--json", "--server", server.target]) == 2
+    assert "with --yes" in capsys.readouterr().err
+
+
+def test_errors_are_json_where_that_was_asked_for(
+    server: FakeGraft, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: str) -> dict[str, Any]:
+        code = main([*arguments, "--server", server.target])
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        error: dict[str, Any] = json.loads(err)["error"]
+        assert error.pop("exit_code") == code
+        return error
+
+    server.fail("GetModel", graftml.NotFound("see ListModels", reason="MODEL_NOT_FOUND"))
+    assert told("models", "get", "pets", "--json") == {
+        "message": "see `graft models`", "reason": "MODEL_NOT_FOUND", "code": "NOT_FOUND",
+    }  # fmt: skip
+    assert told("--json", "fintune")["message"].startswith("argument COMMAND: there is no 'fint")
+    assert told("finetune", "/no/such", "--name", "a", "--json")["message"].startswith("/no/such:")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +126,10 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
         ),
         (["jobs", "--state", "runing"], "did you mean running?"),
         (["jobs", "--sate", "running"], "there is no 'running': it must be one of list, get"),
+        (
+            ["finetune", "x", "--nam=pets"],
+            "'--nam' is no argument of this command; did you mean --name",
+        ),
         (["rank", "x", "--tme-budget", "3"], "no argument of this command; did you mean"),
         (["rank", "x", "--wholly-else", "3"], "'--wholly-else' is no argument of this command ("),
     ],

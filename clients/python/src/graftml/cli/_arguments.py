@@ -57,8 +57,21 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and what may have been meant."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As its parent's; keeps what was given, for the message."""
+        self._given = args or ()
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raises Usage."""
+        if message.startswith("the following arguments are required"):
+            # One of them may have been mistyped, and that is found out after this.
+            known = [option for action in self._actions for option in action.option_strings]
+            options = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+            if strange := [option for option in options if option not in known]:
+                self.refuse(strange)
         raise Usage(f"{message} (see {self.prog} --help)")
 
     def refuse(self, strange: Sequence[str]) -> NoReturn:

@@ -68,8 +68,8 @@ class ImageFiles:
         if [*paths, listed_in].count(STDIN) > 1:
             raise Usage("- is standard input, which can be read once")
         for path in paths:
-            if path != STDIN:
-                Path(path).stat()
+            if path != STDIN and not Path(path).exists():
+                raise Usage(_missing(path))
         listed: Iterable[str] = () if listed_in is None else _lines(listed_in)
         return self._found(paths, listed)
 
@@ -97,6 +97,12 @@ class ImageFiles:
                 else:
                     self.other_files += 1
         yield from _unread(problems)
+
+
+def _missing(path: str) -> str:
+    if "://" in path:
+        return f"{path} is not fetched: fetch it first, such as with curl, and name the file or -"
+    return f"{path}: no such file or folder"
 
 
 def _unread(problems: list[OSError]) -> Iterator[ImageFile]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ def add(commands: Any) -> None:
     _listing.add_limits(versions)
     delete = models.add("delete", "Delete a model, or one version of it", run_delete)
     delete.add_argument("model", metavar="MODEL[:VERSION]")
+    delete.add_argument("--yes", "-y", action="store_true", help="do not ask, for a whole model")
     delete.add_argument(
-        "--force", action="store_true", help="a model that aliases other than latest name, too"
+        "--force",
+        action="store_true",
+        help="a model that aliases other than latest name, too; does not ask either",
     )
     alias = models.add("alias", "Point an alias to a version, or remove it", run_alias)
     alias.add_argument("model", metavar="MODEL")
@@ -126,12 +130,25 @@ def run_delete(client: Client, arguments: argparse.Namespace, output: Output) ->
     if which["alias"] is not None:
         raise Usage("name what to delete as MODEL or MODEL:VERSION, not by an alias")
     if which["version"] is None:
+        if not (arguments.yes or arguments.force):
+            _confirm(client.get_model(model), output)
         client.delete_model(model, force=arguments.force)
     elif arguments.force:
         raise Usage("--force is for a whole model: of a version, delete or move its aliases first")
     else:
         client.delete_version(model, which["version"])
     return output.deleted(arguments.model)
+
+
+def _confirm(model: Model, output: Output) -> None:
+    """Raises Usage unless somebody at a terminal says yes."""
+    versions = "1 version" if model.version_count == 1 else f"{model.version_count} versions"
+    what = f"{model.name} with {versions}"
+    if output.is_json or not sys.stdin.isatty():
+        raise Usage(f"{what} would be deleted, and there is no way back: say so with --yes")
+    print(f"Delete {what}? There is no way back [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Usage(f"{model.name} was not deleted")
 
 
 def run_alias(client: Client, arguments: argparse.Namespace, output: Output) -> int:

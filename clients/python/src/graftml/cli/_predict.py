@@ -3,10 +3,12 @@
 import argparse
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import compress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from graftml.cli import _decision, _names
@@ -66,6 +68,8 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Classifies the images; 1 when one of them could not be."""
     if arguments.csv and output.is_json:
         raise Usage("--csv and --json are two forms of the same: give one")
+    if Path(arguments.model).is_file() and not all(map(os.path.exists, arguments.images)):
+        raise Usage(f"{arguments.model} is a file: write the model before the images")
     names, decision = arguments.model.split(","), _decision.read(arguments)
     models = []
     for name in names:
