@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,22 @@ def test_a_mistyped_word_is_one_line_that_says_what_was_meant(
     err = capsys.readouterr().err
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_a_completion_is_made_of_all_commands_and_completes_paths(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def complete(parser: Any, shell: str) -> str:
+        [commands] = [a for a in parser._actions if isinstance(a.choices, dict)]
+        paths = [a.dest for a in commands.choices["predict"]._actions if hasattr(a, "complete")]
+        return f"{shell} {sorted(commands.choices)[:2]} {paths}"
+
+    monkeypatch.setitem(sys.modules, "shtab", types.SimpleNamespace(FILE={}, complete=complete))
+    assert main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("zsh ['backbones', 'completion'] ['tls_ca', ")
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "pip install 'graftml[completion]'" in capsys.readouterr().err
 
 
 def test_jobs_alone_takes_the_options_of_its_list(

@@ -9,6 +9,7 @@ from graftml import _version
 from graftml._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
 from graftml.cli import (
     _backbones,
+    _completion,
     _datasets,
     _finetune,
     _health,
@@ -126,8 +127,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"graft {_version.version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for room in (_finetune, _rank, _predict, _health, _jobs, _models, _datasets, _backbones):
-        room.add(_Commands(commands, everywhere))
+    for room in (
+        _finetune,
+        _rank,
+        _predict,
+        _health,
+        _jobs,
+        _models,
+        _datasets,
+        _backbones,
+        _completion,
+    ):
+        room.add(_Commands(commands, everywhere, parser))
     return parser
 
 
@@ -135,10 +146,10 @@ class _Commands:
     """Adds commands that take what is understood everywhere."""
 
     def __init__(
-        self, commands: Any, everywhere: argparse.ArgumentParser, parser: Any = None
+        self, commands: Any, everywhere: argparse.ArgumentParser, parser: argparse.ArgumentParser
     ) -> None:
         self._commands, self._everywhere = commands, everywhere
-        self.parser: Any = parser
+        self.parser = parser
         """The parser of the command that these belong to, which takes options of its own."""
 
     def add(self, name: str, text: str, run: Any, **more: Any) -> argparse.ArgumentParser:
