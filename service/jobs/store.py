@@ -9,7 +9,7 @@ the database. A notice carries a job's id and says "look again", nothing else.
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import msgspec
@@ -110,6 +110,11 @@ class JobStore:
                     len(request_json) + len(message) + records.BESIDE_REQUEST_BYTES,
                 ),
             )
+            if isinstance(request, JobRequest):
+                connection.executemany(
+                    "INSERT INTO job_labels (job_id, key, value) VALUES (?, ?, ?)",
+                    [(job_id, key, value) for key, value in request.labels.items()],
+                )
             records.add_event(connection, job_id, 1, now, StateChanged(JobState.QUEUED))
             self._hold(connection, job_id, request)
             self.note(job_id)
@@ -271,10 +276,12 @@ class JobStore:
         model: str,
         tenant: str,
         kind: JobKind | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> tuple[list[JobRecord], str]:
         """Returns a page of a tenant's jobs, newest first, and the token of the next, or "".
 
-        No states means all states, no model all models, no kind both.
+        No states means all states, no model all models, no kind both. Only jobs with all of
+        `labels`.
         """
         limit = pagination.size(page_size)
         (before,) = pagination.key("jobs", tenant, page_token, str) or ("~",)
@@ -289,6 +296,12 @@ class JobStore:
         if kind is not None:
             query += " AND kind = ?"
             values.append(kind)
+        for label in (labels or {}).items():
+            query += (
+                " AND EXISTS (SELECT 1 FROM job_labels AS l"
+                " WHERE l.job_id = jobs.job_id AND l.key = ? AND l.value = ?)"
+            )
+            values += label
         with self.database.read() as connection:
             kept = connection.execute(f"{query} ORDER BY job_id DESC LIMIT ?", (*values, limit + 1))
             shown, more = pagination.page(kept, limit, "message")

@@ -247,6 +247,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 request.model,
                 tenant,
                 jobs.kind(request.kind),
+                request.labels,
             )
             return pb.ListJobsResponse(
                 jobs=[jobs.job(record) for record in records], next_page_token=token

@@ -42,7 +42,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """See model.proto."""
 
         def listed(tenant: str) -> pb.ListModelsResponse:
-            records, token = self._models.list_models(request.page_size, request.page_token, tenant)
+            records, token = self._models.list_models(
+                request.page_size, request.page_token, tenant, request.name_prefix, request.labels
+            )
             return pb.ListModelsResponse(
                 models=[codec.model(record) for record in records], next_page_token=token
             )

@@ -9,7 +9,7 @@ deletes rows alone.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,16 +144,27 @@ class ModelStore:
             return _model(connection, model)
 
     def list_models(
-        self, page_size: int, page_token: str, tenant: str
+        self,
+        page_size: int,
+        page_token: str,
+        tenant: str,
+        name_prefix: str = "",
+        labels: Mapping[str, str] | None = None,
     ) -> tuple[list[ModelRecord], str]:
-        """Returns a page of a tenant's models by name, and the token of the next, or ""."""
+        """Returns a page of a tenant's models by name, and the token of the next, or "".
+
+        Only models whose name begins with `name_prefix`, and that have a version with all of
+        `labels`.
+        """
         limit = pagination.size(page_size)
         (after,) = pagination.key("models", tenant, page_token, str) or ("",)
+        condition, values = version_rows.with_labels(labels or {})
         with self._database.read() as connection:
             rows = connection.execute(
                 f"{_MODEL} WHERE models.tenant = ? AND models.name > ?"
+                f" AND substr(models.name, 1, length(?)) = ?{condition}"
                 " ORDER BY models.name LIMIT ?",
-                (tenant, after, limit + 1),
+                (tenant, after, name_prefix, name_prefix, *values, limit + 1),
             ).fetchall()
             models = [_model_record(connection, row) for row in rows[:limit]]
         if len(rows) <= limit:

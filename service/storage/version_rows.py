@@ -1,8 +1,8 @@
 """Models' versions: the records of them, their rows, and what they were trained on.
 
-Owns the table version_sources, and the column erased_images of versions. Errors of models and
-versions that are not there name what there is instead. Every function works in its caller's
-transaction.
+Owns the tables version_sources and version_labels, and the column erased_images of versions.
+Errors of models and versions that are not there name what there is instead. Every function works
+in its caller's transaction.
 """
 
 import difflib
@@ -185,7 +185,24 @@ def insert(connection: Connection, new: NewVersion, manifest: Manifest) -> int:
         ),
     )
     note_sources(connection, *new.model, version, new.sources)
+    connection.executemany(
+        "INSERT INTO version_labels (tenant, model, version, key, value) VALUES (?, ?, ?, ?, ?)",
+        [(*new.model, version, *label) for label in manifest.labels.items()],
+    )
     return int(version)
+
+
+def with_labels(labels: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Returns the condition on `models` that one version has all of these, and its values."""
+    if not labels:
+        return "", []
+    has_label = (
+        " AND EXISTS (SELECT 1 FROM version_labels AS l WHERE l.tenant = v.tenant"
+        " AND l.model = v.model AND l.version = v.version AND l.key = ? AND l.value = ?)"
+    )
+    version = "SELECT 1 FROM versions AS v WHERE v.tenant = models.tenant AND v.model = models.name"
+    values = [text for label in labels.items() for text in label]
+    return f" AND EXISTS ({version}{has_label * len(labels)})", values
 
 
 def get(connection: Connection, model: ModelKey, version: int) -> Any:

@@ -14,6 +14,7 @@ SCHEMA = SERVICE / "storage" / "migrations"
 OWNERS = {
     "jobs": "jobs",
     "job_events": "jobs",
+    "job_labels": "jobs",
     "replicas": "jobs",
     "blobs": "storage",
     "changes": "storage/changes.py",

@@ -126,4 +126,4 @@ def test_the_command_registers_lists_and_deletes(
     assert main(["backbones", "delete", "onnx/clip", *where]) == 0
     assert json.loads(capsys.readouterr().out) == {"deleted": "onnx/clip"}
     assert main(["backbones", "delete", "clip", *where]) == 1
-    assert "[BACKBONE_NOT_FOUND]" in capsys.readouterr().err
+    assert "no backbone is registered" in capsys.readouterr().err

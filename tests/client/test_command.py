@@ -1,9 +1,11 @@
 """The command's messages: in its own terms, in one line, in every encoding."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
         "delete prod first, or set force", reason=graftml.Reason.MODEL_IN_USE
     )
     server.fail("DeleteModel", used)
-    assert main(["models", "delete", "pets", *where]) == 1
+    assert main(["models", "delete", "pets", "--yes", *where]) == 1
     err = capsys.readouterr().err
     assert "prod" in err
     assert "--force" in err
@@ -68,13 +70,67 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
 
 
 @pytest.mark.parametrize(
+    ("said", "code", "told"),
+    [("y\n", 0, "deleted pets"), ("\n", 2, "was not deleted"), ("", 2, "was not deleted")],
+)
+def test_at_a_terminal_it_is_asked_before_a_model_is_deleted(
+    server: FakeGraft,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    code: int,
+    told: str,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    server.add_model("pets", versions=2)
+    monkeypatch.setattr(sys, "stdin", Terminal(said))
+    assert main(["models", "delete", "pets", "--server", server.target]) == code
+    out, err = capsys.readouterr()
+    assert told in out + err
+    assert "Delete pets with 2 versions? There is no way back [y/N]" in err
+    # Not where nobody can answer, as in a pipe and for a program.
+    server.add_model("pets")
+    assert main(["models", "delete", "pets", "--json", "--server", server.target]) == 2
+    assert "with --yes" in capsys.readouterr().err
+
+
+def test_errors_are_json_where_that_was_asked_for(
+    server: FakeGraft, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: str) -> dict[str, Any]:
+        code = main([*arguments, "--server", server.target])
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        error: dict[str, Any] = json.loads(err)["error"]
+        assert error.pop("exit_code") == code
+        return error
+
+    server.fail("GetModel", graftml.NotFound("see ListModels", reason="MODEL_NOT_FOUND"))
+    assert told("models", "get", "pets", "--json") == {
+        "message": "see `graft models`", "reason": "MODEL_NOT_FOUND", "code": "NOT_FOUND",
+    }  # fmt: skip
+    assert told("--json", "fintune")["message"].startswith("argument COMMAND: there is no 'fint")
+    assert told("finetune", "/no/such", "--name", "a", "--json")["message"].startswith("/no/such:")
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["fintune"], "graft: argument COMMAND: there is no 'fintune'; did you mean finetune?"),
         (["models", "--server", "::1:50051"], "'::1:50051' is no address: write an IPv6 address"),
-        (["jobs", "wach"], "graft jobs: argument ACTION: there is no 'wach'; did you mean watch?"),
+        (
+            ["jobs", "wach"],
+            "graft: argument ACTION: there is no 'wach'; did you mean watch? (see graft jobs",
+        ),
         (["jobs", "--state", "runing"], "did you mean running?"),
         (["jobs", "--sate", "running"], "there is no 'running': it must be one of list, get"),
+        (
+            ["finetune", "x", "--nam=pets"],
+            "'--nam' is no argument of this command; did you mean --name",
+        ),
         (["rank", "x", "--tme-budget", "3"], "no argument of this command; did you mean"),
         (["rank", "x", "--wholly-else", "3"], "'--wholly-else' is no argument of this command ("),
     ],
@@ -86,6 +142,22 @@ def test_a_mistyped_word_is_one_line_that_says_what_was_meant(
     err = capsys.readouterr().err
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_a_completion_is_made_of_all_commands_and_completes_paths(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def complete(parser: Any, shell: str) -> str:
+        [commands] = [a for a in parser._actions if isinstance(a.choices, dict)]
+        paths = [a.dest for a in commands.choices["predict"]._actions if hasattr(a, "complete")]
+        return f"{shell} {sorted(commands.choices)[:2]} {paths}"
+
+    monkeypatch.setitem(sys.modules, "shtab", types.SimpleNamespace(FILE={}, complete=complete))
+    assert main(["completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("zsh ['backbones', 'completion'] ['tls_ca', ")
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "pip install 'graftml[completion]'" in capsys.readouterr().err
 
 
 def test_jobs_alone_takes_the_options_of_its_list(

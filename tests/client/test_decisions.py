@@ -105,9 +105,8 @@ def test_the_command_takes_a_decision_and_shows_the_answer_first(
     def predict(model: str, *options: str) -> list[list[str]]:
         rows = told(server, capsys, "predict", model, str(image), *options)
         assert rows[0] == ["image", "class", "probability"]
-        # Below a line.
-        assert rows[2][0] == str(image)
-        return [rows[2][1:], *rows[3:]]
+        assert rows[1][0] == str(image)
+        return [rows[1][1:], *rows[2:]]
 
     assert predict("pets") == [["cat", "50.0%"]]
     thresholds = ("--threshold", "cat=0.9", "--threshold", "0.2")

@@ -118,4 +118,4 @@ def test_a_ranking_is_watched_by_the_command_and_makes_no_version(
     assert main(["jobs", "watch", job_id, "--server", server.target]) == 0
     assert "efficientnet_lite0" in capsys.readouterr().out
     assert main(["jobs", "delete", job_id, "--server", server.target]) == 0
-    assert capsys.readouterr().out == f"job {job_id}: deleted\n"
+    assert capsys.readouterr().out == f"deleted {job_id}\n"

@@ -35,7 +35,7 @@ def test_a_token_that_leaves_the_machine_without_tls_is_warned_of(
     monkeypatch.setattr(cli, "is_loopback", lambda target: False)
     assert cli.main(command) == 0
     said = capsys.readouterr().err
-    assert f"warning: the token travels to {server.target} unencrypted: use --tls" in said
+    assert f"the token travels to {server.target} unencrypted: use --tls" in said
     assert "secret" not in said
     monkeypatch.delenv("GRAFT_TOKEN")
     assert cli.main(command) == 0

@@ -117,6 +117,15 @@ CREATE INDEX jobs_sizes ON jobs (tenant, size_bytes);
 -- The order in which tenants take turns: who started a job the longest ago.
 CREATE INDEX jobs_started_by_tenant ON jobs (tenant, kind, start_time_s);
 
+-- The labels of its request, by which lists are filtered.
+CREATE TABLE job_labels (
+    job_id TEXT NOT NULL REFERENCES jobs (job_id) ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (job_id, key)
+);
+CREATE INDEX job_labels_by_value ON job_labels (key, value, job_id);
+
 -- The same table as service.domain.TRANSITIONS; a test compares them.
 CREATE TRIGGER jobs_legal_transition BEFORE UPDATE OF state ON jobs
 WHEN NOT (
@@ -201,6 +210,19 @@ CREATE TABLE version_sources (
         ON DELETE CASCADE
 );
 CREATE INDEX version_sources_by_dataset ON version_sources (tenant, dataset_id);
+
+-- The labels of the request that made a version, whose job may be deleted.
+CREATE TABLE version_labels (
+    tenant TEXT NOT NULL,
+    model TEXT NOT NULL,
+    version BIGINT NOT NULL,
+    key TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (tenant, model, version, key),
+    FOREIGN KEY (tenant, model, version) REFERENCES versions (tenant, model, version)
+        ON DELETE CASCADE
+);
+CREATE INDEX version_labels_by_value ON version_labels (tenant, key, value, model, version);
 
 -- The version of a model that every replica keeps in memory.
 CREATE TABLE pins (

@@ -181,6 +181,22 @@ def test_jobs_are_listed_newest_first_by_state_model_and_kind(
     }  # fmt: skip
 
 
+def test_jobs_are_listed_by_all_the_labels_that_are_named(jobs: JobStore, queue: Queue) -> None:
+    blue = queue(labels={"team": "blue", "site": "1"}).job_id
+    other = queue(labels={"team": "blue"}).job_id
+    queue(labels={"team": "red", "blue": "team"})
+    queue()
+
+    def ids(model: str = "", **labels: str) -> list[str]:
+        return [job.job_id for job in jobs.list(0, "", (), model, TENANT, None, labels)[0]]
+
+    assert ids(team="blue") == [other, blue]
+    assert ids(team="blue", site="1") == [blue]
+    assert ids("birds", site="1") == [blue]
+    assert ids("bears", site="1") == []
+    assert ids(team="") == []
+
+
 def test_listeners_hear_of_every_change_after_it_is_kept(
     jobs: JobStore, claims: Claims, claim: Claim
 ) -> None:

@@ -182,6 +182,27 @@ def test_models_and_versions_are_listed_in_pages_without_gaps(
     assert last == ""
 
 
+def test_models_are_listed_by_the_beginning_of_their_name_and_by_labels_of_one_version(
+    models: ModelStore, publish: Publish
+) -> None:
+    publish(key("m_1"), "job-1", labels={"team": "blue"})
+    publish(key("m_1"), "job-2", labels={"site": "1"})
+    publish(key("m-2"), "job-3", labels={"team": "blue", "site": "1"})
+    publish(key("birds"), "job-4")
+
+    def names(prefix: str = "", **labels: str) -> list[str]:
+        return [m.key.name for m in models.list_models(0, "", TENANT, prefix, labels)[0]]
+
+    assert names("m") == ["m-2", "m_1"]
+    assert names("m_") == ["m_1"]
+    assert names("M") == []
+    assert names(team="blue") == ["m-2", "m_1"]
+    assert names(team="blue", site="1") == ["m-2"]
+    assert names("m_", team="blue") == ["m_1"]
+    models.delete_version(key("m_1"), 1)
+    assert names("m_", team="blue") == []
+
+
 def test_a_report_is_the_one_that_training_wrote_with_the_version_in_it(
     models: ModelStore, publish: Publish
 ) -> None:

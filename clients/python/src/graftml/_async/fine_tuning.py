@@ -1,6 +1,6 @@
 """The client's methods for jobs, and handles on them."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from typing import Unpack
 
@@ -81,11 +81,19 @@ class AsyncFineTuning(AsyncModels, AsyncDatasets):
         answer = await self._transport.unary(self._transport.fine_tuning.GetJob, request)
         return _answers.job(answer.job)
 
-    def list_jobs(self, *, states: Iterable[str] | str = (), model: str = "") -> AsyncIterator[Job]:
-        """Iterates over jobs, newest first; those in one of `states` and of `model`, if given."""
+    def list_jobs(
+        self,
+        *,
+        states: Iterable[str] | str = (),
+        model: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Job]:
+        """Iterates over jobs, newest first; those in one of `states`, of `model`, with `labels`."""
         return self._transport.pages(
             self._transport.fine_tuning.ListJobs,
-            message(pb.ListJobsRequest, states=_requests.states(states), model=model),
+            message(
+                pb.ListJobsRequest, states=_requests.states(states), model=model, labels=labels
+            ),
             lambda answer: map(_answers.job, answer.jobs),
         )
 

@@ -1,7 +1,7 @@
 """The client's methods for models, their versions, aliases and files."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from os import PathLike
 from pathlib import Path
@@ -31,11 +31,13 @@ class AsyncModels:
         answer = await self._transport.unary(self._transport.models.GetModel, request)
         return _answers.model(answer.model)
 
-    def list_models(self) -> AsyncIterator[Model]:
-        """Iterates over the models, by name."""
+    def list_models(
+        self, *, name_prefix: str = "", labels: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Model]:
+        """Iterates over the models, by name; those of which a version has all `labels`."""
         return self._transport.pages(
             self._transport.models.ListModels,
-            pb.ListModelsRequest(),
+            message(pb.ListModelsRequest, name_prefix=name_prefix, labels=labels),
             lambda answer: map(_answers.model, answer.models),
         )
 

@@ -1,7 +1,7 @@
 # Generated from graftml/_async by clients/generate_sync.py: edit that, and `make stubs`.
 """The client's methods for jobs, and handles on them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from typing import Unpack
 
@@ -82,11 +82,19 @@ class FineTuning(Models, Datasets):
         answer = self._transport.unary(self._transport.fine_tuning.GetJob, request)
         return _answers.job(answer.job)
 
-    def list_jobs(self, *, states: Iterable[str] | str = (), model: str = "") -> Iterator[Job]:
-        """Iterates over jobs, newest first; those in one of `states` and of `model`, if given."""
+    def list_jobs(
+        self,
+        *,
+        states: Iterable[str] | str = (),
+        model: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Iterator[Job]:
+        """Iterates over jobs, newest first; those in one of `states`, of `model`, with `labels`."""
         return self._transport.pages(
             self._transport.fine_tuning.ListJobs,
-            message(pb.ListJobsRequest, states=_requests.states(states), model=model),
+            message(
+                pb.ListJobsRequest, states=_requests.states(states), model=model, labels=labels
+            ),
             lambda answer: map(_answers.job, answer.jobs),
         )
 

@@ -2,7 +2,7 @@
 """The client's methods for models, their versions, aliases and files."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
@@ -32,11 +32,13 @@ class Models:
         answer = self._transport.unary(self._transport.models.GetModel, request)
         return _answers.model(answer.model)
 
-    def list_models(self) -> Iterator[Model]:
-        """Iterates over the models, by name."""
+    def list_models(
+        self, *, name_prefix: str = "", labels: Mapping[str, str] | None = None
+    ) -> Iterator[Model]:
+        """Iterates over the models, by name; those of which a version has all `labels`."""
         return self._transport.pages(
             self._transport.models.ListModels,
-            pb.ListModelsRequest(),
+            message(pb.ListModelsRequest, name_prefix=name_prefix, labels=labels),
             lambda answer: map(_answers.model, answer.models),
         )
 

@@ -16,8 +16,7 @@ from graftml._channel import is_loopback
 from graftml._outcomes import JobCancelled, JobFailed
 from graftml.cli._arguments import Arguments, Usage, parse
 from graftml.cli._codes import Code
-from graftml.cli._commands import in_commands
-from graftml.cli._output import Output, RichMissing, complain, warn
+from graftml.cli._output import Output, RichMissing, complain
 from graftml.client import Client
 from graftml.errors import GraftError, InvalidArgument
 
@@ -25,18 +24,23 @@ from graftml.errors import GraftError, InvalidArgument
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     _escape_what_cannot_be_shown()
+    argv = sys.argv[1:] if argv is None else argv
+    # Also where the arguments cannot be read.
+    is_json = "--json" in argv
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
-    except SystemExit as ended:  # argparse: --help, --version, wrong usage
+        code = _run(argv)
+        sys.stdout.flush()
+    except SystemExit as ended:  # argparse: --help, --version
         return ended.code if isinstance(ended.code, int) else Code.USAGE
     except KeyboardInterrupt:
-        return complain("interrupted", Code.INTERRUPTED)
+        return complain("interrupted", Code.INTERRUPTED, is_json=is_json)
     except BrokenPipeError:
         # Whoever read our output has gone; the interpreter must not flush into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Code.REFUSED
     except (Usage, RichMissing, GraftError, OSError) as error:
-        return complain(_line(error), _code(error))
+        return complain(error, _code(error), is_json=is_json)
+    return code
 
 
 def _escape_what_cannot_be_shown() -> None:
@@ -49,28 +53,19 @@ def _escape_what_cannot_be_shown() -> None:
 def _run(argv: Sequence[str]) -> int:
     arguments = parse(argv, os.environ)
     output = Output(is_json=arguments.json, is_quiet=arguments.quiet)
-    with _connect(arguments) as client:
+    with _connect(arguments, output) as client:
         code: int = arguments.run(client, arguments, output)
         return code
 
 
-def _code(error: Exception) -> int:
+def _code(error: Exception) -> Code:
     if isinstance(error, JobFailed | JobCancelled):
         return Code.JOB_FAILED
     # What is left is this machine's: bad arguments, and files that are not there.
     return Code.REFUSED if isinstance(error, GraftError) else Code.USAGE
 
 
-def _line(error: Exception) -> str:
-    if isinstance(error, GraftError):
-        message = in_commands(error.message)
-        return f"{message} [{error.reason}]" if error.reason else message
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def _connect(arguments: Arguments) -> Client:
+def _connect(arguments: Arguments, output: Output) -> Client:
     credentials = None
     if arguments.tls or arguments.tls_ca or arguments.tls_cert:
         authority, key, certificate = (
@@ -79,7 +74,7 @@ def _connect(arguments: Arguments) -> Client:
         )
         credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     elif arguments.token and not is_loopback(arguments.server):
-        warn(f"the token travels to {arguments.server} unencrypted: use --tls")
+        output.warn(f"the token travels to {arguments.server} unencrypted: use --tls")
     try:
         return Client(
             arguments.server,

@@ -7,9 +7,17 @@ from typing import Any, NoReturn
 
 from graftml import _version
 from graftml._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
-from graftml._escaping import escaped
-from graftml.cli import _backbones, _datasets, _finetune, _jobs, _models, _predict, _rank
-from graftml.cli._codes import Code
+from graftml.cli import (
+    _backbones,
+    _completion,
+    _datasets,
+    _finetune,
+    _health,
+    _jobs,
+    _models,
+    _predict,
+    _rank,
+)
 from graftml.cli._output import Usage
 
 __all__ = ["Arguments", "Usage", "parse"]
@@ -50,12 +58,25 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and what may have been meant."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As its parent's; keeps what was given, for the message."""
+        self._given = args or ()
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        """Ends the command."""
-        self.exit(Code.USAGE, f"{self.prog}: {escaped(message)} (see {self.prog} --help)\n")
+        """Raises Usage."""
+        if message.startswith("the following arguments are required"):
+            # One of them may have been mistyped, and that is found out after this.
+            known = [option for action in self._actions for option in action.option_strings]
+            options = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+            if strange := [option for option in options if option not in known]:
+                self.refuse(strange)
+        raise Usage(f"{message} (see {self.prog} --help)")
 
     def refuse(self, strange: Sequence[str]) -> NoReturn:
-        """Ends the command for arguments that it does not take."""
+        """Raises Usage for arguments that it does not take."""
         known = [option for action in self._actions for option in action.option_strings]
         self.error(f"{strange[0]!r} is no argument of this command{_meant(strange[0], known)}")
 
@@ -106,8 +127,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"graft {_version.version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for room in (_finetune, _rank, _predict, _jobs, _models, _datasets, _backbones):
-        room.add(_Commands(commands, everywhere))
+    for room in (
+        _finetune,
+        _rank,
+        _predict,
+        _health,
+        _jobs,
+        _models,
+        _datasets,
+        _backbones,
+        _completion,
+    ):
+        room.add(_Commands(commands, everywhere, parser))
     return parser
 
 
@@ -115,10 +146,10 @@ class _Commands:
     """Adds commands that take what is understood everywhere."""
 
     def __init__(
-        self, commands: Any, everywhere: argparse.ArgumentParser, parser: Any = None
+        self, commands: Any, everywhere: argparse.ArgumentParser, parser: argparse.ArgumentParser
     ) -> None:
         self._commands, self._everywhere = commands, everywhere
-        self.parser: Any = parser
+        self.parser = parser
         """The parser of the command that these belong to, which takes options of its own."""
 
     def add(self, name: str, text: str, run: Any, **more: Any) -> argparse.ArgumentParser:

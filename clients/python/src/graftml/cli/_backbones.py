@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from graftml.cli import _listing
 from graftml.cli._output import Output
 from graftml.cli._watching import Watching
 from graftml.client import Client
@@ -11,8 +12,13 @@ from graftml.types import Backbone
 
 def add(commands: Any) -> None:
     """The commands and their options."""
-    backbones = commands.group("backbones", "Feature extractors, your own ones too", run_list)
-    backbones.add("list", "Backbones by name", run_list)
+    backbones = _listing.add(
+        commands,
+        "backbones",
+        "Feature extractors, your own ones too",
+        "Backbones by name",
+        run_list,
+    )
     register = backbones.add("register", "Register an ONNX file as a backbone", run_register)
     register.add_argument("file", metavar="FILE", help="a .onnx file, with its weights in it")
     register.add_argument("--name", required=True, help="it is used as onnx/NAME")
@@ -40,11 +46,13 @@ def add(commands: Any) -> None:
     delete.add_argument("name", metavar="NAME")
 
 
-def run_list(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
+def run_list(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Lists backbones."""
-    columns = ["backbone", "source", "size", "features", "licence", "MiB", "registered"]
-    output.items(client.list_backbones(), columns, _row)
-    return 0
+    columns = ["backbone", "source", "size", "features", "MiB", "registered", "licence"]
+    backbones = client.list_backbones()
+    return _listing.show(
+        backbones, columns, _row, arguments, output, kinds="backbones", is_prose=True
+    )
 
 
 def _row(backbone: Backbone) -> list[object]:
@@ -53,9 +61,9 @@ def _row(backbone: Backbone) -> list[object]:
         backbone.source,
         backbone.size or None,
         backbone.feature_dim or None,
-        backbone.licence or None,
         backbone.size_bytes / 2**20 if backbone.size_bytes else None,
         backbone.create_time,
+        backbone.licence or None,
     ]
 
 
@@ -81,8 +89,4 @@ def run_register(client: Client, arguments: argparse.Namespace, output: Output) 
 def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Deletes a registered backbone."""
     client.delete_backbone(arguments.name)
-    if output.is_json:
-        output.emit({"deleted": arguments.name})
-    else:
-        output.line(f"deleted {arguments.name}")
-    return 0
+    return output.deleted(arguments.name)

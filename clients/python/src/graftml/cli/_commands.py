@@ -39,6 +39,7 @@ _COMMANDS = {
     "set force": "use --force",
 }
 _CALLS = re.compile(rf"\b({'|'.join(sorted(_COMMANDS, key=len, reverse=True))})\b")
+_FIELD = re.compile(r"`(base)`")
 
 
 def in_commands(message: str) -> str:
@@ -48,4 +49,4 @@ def in_commands(message: str) -> str:
         text = _COMMANDS[found[0]]
         return f"`{text}`" if text.startswith("graft ") else text
 
-    return _CALLS.sub(command, message)
+    return _CALLS.sub(command, _FIELD.sub(r"--\1", message))

@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from graftml.cli._output import Output, Usage, warn
+from graftml.cli import _listing
+from graftml.cli._output import Output, Usage
 from graftml.cli._watching import Watching, summary_lines
 from graftml.client import Client
 from graftml.types import Dataset, DatasetImage
@@ -11,8 +12,14 @@ from graftml.types import Dataset, DatasetImage
 
 def add(commands: Any) -> None:
     """The commands and their options."""
-    datasets = commands.group("datasets", "Keep images on the server", run_list)
-    datasets.add("list", "Datasets, newest first", run_list)
+    datasets = _listing.add(
+        commands,
+        "datasets",
+        "Keep images on the server",
+        "Datasets, newest first",
+        run_list,
+        _listing.add_name,
+    )
     datasets.add("get", "Describe one dataset", run_get).add_argument("dataset_id", metavar="ID")
     upload = datasets.add("upload", "Store a folder or an archive", run_upload)
     upload.add_argument("data", metavar="DATA", help="a folder per class, or a .tar, .tar.gz, .zip")
@@ -45,6 +52,7 @@ def add(commands: Any) -> None:
     relabel.add_argument("--name", default="", help="a name for people")
     images = datasets.add("images", "The images of a dataset", run_images)
     images.add_argument("dataset_id", metavar="ID")
+    _listing.add_limits(images)
     erase = datasets.add("erase", "Erase an image from every dataset", run_erase)
     erase.add_argument("digest", metavar="DIGEST", help="as `images` has it")
     delete = datasets.add(
@@ -60,11 +68,12 @@ def _label(text: str) -> tuple[str, str]:
     return digest, label
 
 
-def run_list(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
+def run_list(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Lists datasets."""
+    prefix = _listing.given(arguments, "name", "")
+    datasets = (each for each in client.list_datasets() if each.display_name.startswith(prefix))
     columns = ["dataset", "name", "images", "classes", "MiB", "created"]
-    output.items(client.list_datasets(), columns, _row)
-    return 0
+    return _listing.show(datasets, columns, _row, arguments, output, kinds="datasets")
 
 
 def _row(dataset: Dataset) -> list[object]:
@@ -106,9 +115,9 @@ def run_upload(client: Client, arguments: argparse.Namespace, output: Output) ->
 def _show(dataset: Dataset, output: Output) -> None:
     if dataset.summary.left_out_count:
         for line in summary_lines(dataset.summary):
-            warn(line)
+            output.warn(line)
     for warning in dataset.summary.warnings:
-        warn(warning)
+        output.warn(warning)
     output.thing(dataset)
 
 
@@ -147,8 +156,8 @@ def run_relabel(client: Client, arguments: argparse.Namespace, output: Output) -
 def run_images(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Lists the images of a dataset."""
     columns = ["digest", "class", "split", "group", "KiB", "name"]
-    output.items(client.list_images(arguments.dataset_id), columns, _image_row)
-    return 0
+    images = client.list_images(arguments.dataset_id)
+    return _listing.show(images, columns, _image_row, arguments, output, kinds="images")
 
 
 def _image_row(image: DatasetImage) -> list[object]:
@@ -177,8 +186,4 @@ def run_erase(client: Client, arguments: argparse.Namespace, output: Output) -> 
 def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Deletes a dataset."""
     client.delete_dataset(arguments.dataset_id)
-    if output.is_json:
-        output.emit({"deleted": arguments.dataset_id})
-    else:
-        output.line(f"deleted {arguments.dataset_id}")
-    return 0
+    return output.deleted(arguments.dataset_id)

@@ -148,7 +148,12 @@ def add(commands: Any) -> None:
     parser.add_argument("--time-budget", dest="time_budget_s", type=float, metavar="S")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
-        "--label", action="append", type=_label, default=[], metavar="KEY=VALUE", help="repeatable"
+        "--label",
+        action="append",
+        type=_names.label,
+        default=[],
+        metavar="KEY=VALUE",
+        help="repeatable",
     )
     parser.add_argument("--request-id", help="makes a repeat of this command harmless")
     parser.add_argument("--detach", action="store_true", help="do not wait for the end")
@@ -312,10 +317,3 @@ def _class_recall(text: str) -> tuple[str, float]:
         return label, float(least if label and equals else "")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not CLASS=R, such as ants=0.8") from None
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value

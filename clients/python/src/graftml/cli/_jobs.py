@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from graftml.cli import _listing, _rank
 from graftml.cli._commands import in_commands
 from graftml.cli._output import Output
 from graftml.cli._times import clock, percent
@@ -16,18 +17,15 @@ _STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
 
 def add(commands: Any) -> None:
     """The commands and their options."""
-    jobs = commands.group("jobs", "List, watch, cancel and delete jobs", run_list)
-    listing = jobs.add("list", "Jobs, newest first", run_list)
-    for parser in (jobs.parser, listing):
-        # Without defaults, so that one given before `list` is not lost.
-        parser.add_argument(
-            "--state",
-            action="append",
-            choices=_STATES,
-            default=argparse.SUPPRESS,
-            help="repeatable",
-        )
-        parser.add_argument("--model", default=argparse.SUPPRESS, help="those of one model")
+    jobs = _listing.add(
+        commands,
+        "jobs",
+        "List, watch, cancel and delete jobs",
+        "Jobs, newest first",
+        run_list,
+        _add_filters,
+        _listing.add_labels,
+    )
     for name, text, run in (
         ("get", "Describe one job", run_get),
         ("watch", "Follow a job to its end; Ctrl-C stops watching", run_watch),
@@ -37,12 +35,26 @@ def add(commands: Any) -> None:
         jobs.add(name, text, run).add_argument("job_id", metavar="JOB")
 
 
+def _add_filters(parser: Any) -> None:
+    parser.add_argument(
+        "--state",
+        action="append",
+        choices=_STATES,
+        default=_listing.NOT_GIVEN,
+        help="only those in this state; repeatable: in one of them",
+    )
+    parser.add_argument("--model", default=_listing.NOT_GIVEN, help="only those of one model")
+
+
 def run_list(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Lists jobs."""
-    states, model = getattr(arguments, "state", []), getattr(arguments, "model", "")
+    states: list[str] = _listing.given(arguments, "state", [])
+    labels: dict[str, str] = dict(_listing.given(arguments, "label", []))
+    jobs = client.list_jobs(
+        states=states, model=_listing.given(arguments, "model", ""), labels=labels
+    )
     columns = ["job", "model", "state", "created", "time", "version", "progress"]
-    output.items(client.list_jobs(states=states, model=model), columns, _row)
-    return 0
+    return _listing.show(jobs, columns, _row, arguments, output, kinds="jobs", is_prose=True)
 
 
 def _row(job: Job) -> list[object]:
@@ -82,7 +94,11 @@ def run_watch(client: Client, arguments: argparse.Namespace, output: Output) -> 
     if job.job.kind == "ranking":
         with Watching(output) as watching:
             RankingHandle(client, job.job).wait(on_event=watching.event)
-        output.thing(job.refresh())
+        ended = job.refresh()
+        if output.is_json or ended.ranking is None:
+            output.thing(ended)
+        else:
+            _rank.show(ended.ranking, output)
         return 0
     code, version = follow(job, output)
     if version is not None and version.is_candidate and not output.is_json:
@@ -104,8 +120,4 @@ def run_cancel(client: Client, arguments: argparse.Namespace, output: Output) ->
 def run_delete(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Deletes a job."""
     client.delete_job(arguments.job_id)
-    if output.is_json:
-        output.emit({"deleted": arguments.job_id})
-    else:
-        output.line(f"job {arguments.job_id}: deleted")
-    return 0
+    return output.deleted(arguments.job_id)

@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from graftml._export import whole_file
-from graftml.cli import _names
+from graftml.cli import _listing, _names
 from graftml.cli._output import Output, Usage
 from graftml.client import Client
 from graftml.types import Model, Version
@@ -14,16 +15,28 @@ from graftml.types import Model, Version
 
 def add(commands: Any) -> None:
     """The commands and their options."""
-    models = commands.group("models", "Look after models, versions and aliases", run_list)
-    models.add("list", "Models by name", run_list)
+    models = _listing.add(
+        commands,
+        "models",
+        "Look after models, versions and aliases",
+        "Models by name",
+        run_list,
+        _listing.add_name,
+        _listing.add_labels,
+    )
     get = models.add("get", "Describe a model or one of its versions", run_get)
     get.add_argument("model", metavar="MODEL", help="MODEL; MODEL@ALIAS or MODEL:VERSION")
     versions = models.add("versions", "A model's versions, newest first", run_versions)
     versions.add_argument("model", metavar="MODEL")
+    _listing.add_labels(versions)
+    _listing.add_limits(versions)
     delete = models.add("delete", "Delete a model, or one version of it", run_delete)
     delete.add_argument("model", metavar="MODEL[:VERSION]")
+    delete.add_argument("--yes", "-y", action="store_true", help="do not ask, for a whole model")
     delete.add_argument(
-        "--force", action="store_true", help="a model that aliases other than latest name, too"
+        "--force",
+        action="store_true",
+        help="a model that aliases other than latest name, too; does not ask either",
     )
     alias = models.add("alias", "Point an alias to a version, or remove it", run_alias)
     alias.add_argument("model", metavar="MODEL")
@@ -51,10 +64,14 @@ def add(commands: Any) -> None:
     export.add_argument("-o", "--output", metavar="FILE", required=True)
 
 
-def run_list(client: Client, _arguments: argparse.Namespace, output: Output) -> int:
+def run_list(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Lists models."""
-    output.items(client.list_models(), ["model", "versions", "aliases", "updated"], _model_row)
-    return 0
+    models = client.list_models(
+        name_prefix=_listing.given(arguments, "name", ""),
+        labels=dict(_listing.given(arguments, "label", [])),
+    )
+    columns = ["model", "versions", "aliases", "updated"]
+    return _listing.show(models, columns, _model_row, arguments, output, kinds="models")
 
 
 def _model_row(model: Model) -> list[object]:
@@ -65,18 +82,30 @@ def _model_row(model: Model) -> list[object]:
 def run_get(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Describes a model or a version."""
     model, which = _names.parse(arguments.model)
-    if model == arguments.model:
-        output.thing(client.get_model(model))
-    else:
-        output.thing(client.get_version(model, **which))
+    if model != arguments.model:
+        output.thing(client.get_version(model, **which), without=["manifest"])
+        return 0
+    found = client.get_model(model)
+    if output.is_json or "latest" not in found.aliases:
+        output.thing(found)
+        return 0
+    latest = client.get_version(model)
+    output.thing(found, ("classes", ", ".join(latest.classes)), ("accuracy", latest.measured))
     return 0
 
 
 def run_versions(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Lists a model's versions."""
-    columns = ["version", "aliases", "method", "backbone", "licence", "accuracy", "created", "job"]
-    output.items(client.list_versions(arguments.model), columns, _version_row)
-    return 0
+    labels: dict[str, str] = dict(_listing.given(arguments, "label", []))
+    versions = (
+        version
+        for version in client.list_versions(arguments.model)
+        if labels.items() <= version.labels.items()
+    )
+    columns = ["version", "aliases", "method", "backbone", "created", "job", "accuracy"]
+    return _listing.show(
+        versions, columns, _version_row, arguments, output, kinds="versions", is_prose=True
+    )
 
 
 def _version_row(version: Version) -> list[object]:
@@ -85,10 +114,9 @@ def _version_row(version: Version) -> list[object]:
         ", ".join([*version.aliases, *_marks(version)]) or None,
         version.method.replace("_", "-"),
         version.backbone,
-        version.weights_licence or None,
-        version.measured,
         version.create_time,
         version.job_id,
+        version.measured,
     ]
 
 
@@ -102,16 +130,25 @@ def run_delete(client: Client, arguments: argparse.Namespace, output: Output) ->
     if which["alias"] is not None:
         raise Usage("name what to delete as MODEL or MODEL:VERSION, not by an alias")
     if which["version"] is None:
+        if not (arguments.yes or arguments.force):
+            _confirm(client.get_model(model), output)
         client.delete_model(model, force=arguments.force)
     elif arguments.force:
         raise Usage("--force is for a whole model: of a version, delete or move its aliases first")
     else:
         client.delete_version(model, which["version"])
-    if output.is_json:
-        output.emit({"deleted": arguments.model})
-    else:
-        output.line(f"deleted {arguments.model}")
-    return 0
+    return output.deleted(arguments.model)
+
+
+def _confirm(model: Model, output: Output) -> None:
+    """Raises Usage unless somebody at a terminal says yes."""
+    versions = "1 version" if model.version_count == 1 else f"{model.version_count} versions"
+    what = f"{model.name} with {versions}"
+    if output.is_json or not sys.stdin.isatty():
+        raise Usage(f"{what} would be deleted, and there is no way back: say so with --yes")
+    print(f"Delete {what}? There is no way back [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Usage(f"{model.name} was not deleted")
 
 
 def run_alias(client: Client, arguments: argparse.Namespace, output: Output) -> int:

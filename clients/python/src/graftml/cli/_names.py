@@ -3,6 +3,7 @@
 A version: MODEL, MODEL@ALIAS or MODEL:VERSION. Images: a path, a dataset's id, server:PATH.
 """
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,14 @@ def base(text: str) -> BaseVersion:
 def data(text: str) -> str | ServerPath:
     """Images: a path here or a dataset's id, as it is; server:PATH for what lies there."""
     return ServerPath(text.removeprefix("server:")) if text.startswith("server:") else text
+
+
+def label(text: str) -> tuple[str, str]:
+    """A label: KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
 
 
 @contextmanager

@@ -1,20 +1,22 @@
-"""What goes to standard output: JSON lines for programs, or tables for people (with rich)."""
+"""What is printed: JSON lines for programs, or columns for people (with rich).
+
+Results go to standard output, errors and warnings to standard error, both in one form.
+"""
 
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
 from google.protobuf.message import Message
 
 from graftml import types
 from graftml._escaping import escaped
+from graftml.cli._codes import Code
+from graftml.cli._commands import in_commands
 from graftml.errors import GraftError
-
-_PIPE_WIDTH = 200
-"""Characters; what goes into a pipe is not cut to a terminal's width."""
 
 _EVENT_NAMES: dict[type, str] = {
     types.StateChanged: "state_change",
@@ -41,7 +43,7 @@ class RichMissing(Exception):  # noqa: N818
 
 
 class Output:
-    """Standard output, in one of its two forms."""
+    """Standard output and standard error, in one of their two forms."""
 
     def __init__(self, *, is_json: bool, is_quiet: bool = False) -> None:
         self.is_json, self.is_quiet = is_json, is_quiet
@@ -50,8 +52,7 @@ class Output:
                 from rich.console import Console  # noqa: PLC0415 - only where people read
             except ImportError as error:
                 raise RichMissing from error
-            width = None if sys.stdout.isatty() else _PIPE_WIDTH
-            self.console = Console(width=width, markup=False, highlight=False, emoji=False)
+            self.console = Console(markup=False, highlight=False, emoji=False)
 
     def emit(self, value: Any) -> None:
         """Prints one JSON line, in ASCII, which every pipe and every terminal takes."""
@@ -65,70 +66,161 @@ class Output:
         """Writes a text of many lines: escaped on a terminal, as it is into a file or a pipe."""
         sys.stdout.write(escaped(text, keep="\n") if sys.stdout.isatty() else text)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """A table for people."""
-        from rich.box import SIMPLE_HEAD  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        *,
+        is_prose: bool = False,
+        file: TextIO | None = None,
+    ) -> int:
+        """Prints rows for people as they come; returns how many. `is_prose`: the last column."""
+        from graftml.cli import _layout  # noqa: PLC0415 - rich, only where people read
 
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(escaped(shown(cell))) for cell in row))
-        self.console.print(table)
+        count = 0
 
-    def items(self, values: Iterable[Any], columns: Sequence[str], row: Any) -> None:
-        """Many things of a kind: JSON lines, or a table with a row for each."""
+        def cells() -> Iterator[list[str]]:
+            nonlocal count
+            for count, row in enumerate(rows, 1):  # noqa: B007 - read when they have ended
+                yield [escaped(shown(cell)) for cell in row]
+
+        out = file or sys.stdout
+        width = self.console.width if out.isatty() else None
+        for line in _layout.table(columns, cells(), width, is_prose=is_prose):
+            print(line, file=out)
+        return count
+
+    def items(
+        self,
+        values: Iterable[Any],
+        columns: Sequence[str],
+        row: Any,
+        *,
+        kinds: str,
+        is_prose: bool = False,
+    ) -> None:
+        """Prints many things of a kind: JSON lines, or a row for each; says where there is none."""
         if self.is_json:
             for value in values:
                 self.emit(value)
-        else:
-            self.table(columns, [row(value) for value in values])
+        elif not self.table(columns, (row(value) for value in values), is_prose=is_prose):
+            self.note(f"no {kinds}")
 
-    def thing(self, value: Any) -> None:
-        """One thing with its fields."""
+    def thing(self, value: Any, *more: tuple[str, str], without: Sequence[str] = ()) -> None:
+        """Prints one thing with its fields, and `more`; for people without some, and empty ones."""
         if self.is_json:
             self.emit(value)
+            return
+        from graftml.cli import _layout  # noqa: PLC0415 - rich, only where people read
+
+        pairs = [
+            pair
+            for field in dataclasses.fields(value)
+            if field.name not in without
+            for pair in _flat(field.name, getattr(value, field.name))
+        ]
+        escapes = [(escaped(name), escaped(text)) for name, text in (*pairs, *more)]
+        for line in _layout.fields(escapes, self.console.width if sys.stdout.isatty() else None):
+            print(line)
+
+    def deleted(self, name: str) -> int:
+        """Says that something is gone; returns the exit code."""
+        if self.is_json:
+            self.emit({"deleted": name})
         else:
-            names = [field.name for field in dataclasses.fields(value)]
-            self.table(["field", "value"], [(n, getattr(value, n)) for n in names])
+            self.line(f"deleted {name}")
+        return Code.OK
+
+    def complain(self, error: Exception | str, code: Code, what: str = "") -> int:
+        """Prints one line on standard error, on `what` where it is not empty; returns the code."""
+        return complain(error, code, what, is_json=self.is_json)
+
+    def warn(self, text: str) -> None:
+        """Prints one line on standard error, of what does not keep the command from running."""
+        self.note(text, "warning")
+
+    def note(self, text: str, kind: str = "note") -> None:
+        """Prints one line on standard error, beside the results."""
+        if self.is_json:
+            print(json.dumps({kind: text.strip()}), file=sys.stderr)
+        else:
+            head = f"graft: {kind}: " if kind == "warning" else "graft: "
+            print(head + escaped(text), file=sys.stderr)
 
 
-def complain(text: str, code: int) -> int:
-    """One line on standard error; returns the exit code."""
-    print("graft: " + escaped(" ".join(text.split())), file=sys.stderr)
+def complain(error: Exception | str, code: Code, what: str = "", *, is_json: bool) -> int:
+    """Prints one line on standard error, on `what` where it is not empty; returns the code."""
+    text, reason = _message(error), ""
+    if isinstance(error, GraftError):
+        reason = str(error.reason or "")
+    if is_json:
+        told = {
+            "message": text,
+            "reason": reason,
+            "code": error.code.name if isinstance(error, GraftError) else "",
+            "exit_code": int(code),
+        }
+        print(json.dumps({"error": {"image": what, **told} if what else told}), file=sys.stderr)
+    else:
+        line = " ".join(f"{what}: {text}".split() if what else text.split())
+        print("graft: " + escaped(line) + (f" [{reason}]" if reason else ""), file=sys.stderr)
     return code
 
 
-def warn(text: str) -> None:
-    """One line on standard error, of what does not keep the command from running."""
-    print(f"graft: warning: {escaped(text)}", file=sys.stderr)
+def _message(error: Exception | str) -> str:
+    if isinstance(error, GraftError):
+        return in_commands(error.message)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
-def shown(value: object) -> str:
-    """A value for people."""
+def shown(value: object) -> str:  # noqa: PLR0911 - one for each kind
+    """Returns a value in one cell, for people."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, GraftError):
-        return value.message
-    if isinstance(value, dict | list | tuple | Message) or dataclasses.is_dataclass(value):
-        return json.dumps(plain(value), ensure_ascii=False) if value else "-"
+        return in_commands(value.message)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    if dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__:
+        pairs = (f"{name} {shown(part)}" for name, part in vars(value).items() if _is_told(part))
+        return " ".join(pairs)
     return str(value)
 
 
-def _message(message: Message) -> Any:
+def _is_told(value: object) -> bool:
+    return value not in (None, "", (), {}, [])
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yields the lines of a field: one for each thing in it, none for an empty one."""
+    if isinstance(value, Message):
+        value = _of_message(value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(f"{name}.{key}", item)
+    elif isinstance(value, tuple | list) and value and dataclasses.is_dataclass(value[0]):
+        for item in value:
+            yield name, shown(item)
+    elif _is_told(value):
+        yield name, shown(value)
+
+
+def _of_message(message: Message) -> Any:
     from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - for jobs alone
 
     return MessageToDict(message, preserving_proto_field_name=True)
 
 
 def plain(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
-    """A value as JSON holds it."""
+    """Returns a value as JSON holds it."""
     if isinstance(value, types.JobEvent):
         head = {"sequence": value.sequence, "time": value.time}
         return plain({**head, "type": _EVENT_NAMES[type(value.payload)], **vars(value.payload)})
@@ -137,7 +229,7 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
     if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Message):
-        return _message(value)
+        return _of_message(value)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,60 +1,147 @@
-"""`graft predict` and `graft health`."""
+"""`graft predict`: images in, one answer each out, as columns, CSV or JSON lines."""
 
 import argparse
-from collections.abc import Iterator
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import compress
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from graftml._channel import PROBE_TIMEOUT_S
 from graftml.cli import _decision, _names
 from graftml.cli._codes import Code
 from graftml.cli._commands import in_commands
-from graftml.cli._output import Output, complain
+from graftml.cli._image_files import ImageFiles
+from graftml.cli._output import Output, Usage
+from graftml.cli._predicting import Answer, answers
+from graftml.cli._summary import Summary
 from graftml.client import Client
-from graftml.errors import DeadlineExceeded
 from graftml.types import ModelSpec, Prediction
 
-_AT_ONCE = 64
-"""Images answered before the first of them is shown."""
+T = TypeVar("T")
+
+_A_HANDFUL = 5
+"""Images that need no summary."""
+_EPILOG = """\
+Of a folder every image at any depth is classified, in the order of the names; files that are
+hidden or have no image's suffix are not. Ends with 1 when an image could not be read.
+
+  graft predict pets photos/ --csv > answers.csv
+  find photos -newer last -name '*.jpg' | graft predict pets --files-from - --json
+  camera | graft predict pets -"""
 
 
 def add(commands: Any) -> None:
-    """The commands and their options."""
-    predict = commands.add("predict", "Classify images", run)
-    predict.add_argument(
+    """The command and its options."""
+    parser = commands.add(
+        "predict",
+        "Classify images",
+        run,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
         "model", metavar="MODEL", help=f"{_names.HELP}; several are separated by commas"
     )
-    predict.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="PATH",
+        help="an image (JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC), a folder, or - for one "
+        "image on standard input",
     )
-    predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to show")
-    _decision.add(predict)
-    predict.add_argument("--features", action="store_true", help="with --json: the features too")
-    health = commands.add("health", "Say whether the server serves", run_health)
-    health.add_argument("--wait", type=float, metavar="S", help="wait so long for it")
+    parser.add_argument(
+        "--files-from",
+        metavar="FILE",
+        help="paths of images and folders, one a line; - for standard input",
+    )
+    parser.add_argument("--csv", action="store_true", help="CSV on standard output")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to show")
+    _decision.add(parser)
+    parser.add_argument("--features", action="store_true", help="with --json: the features too")
 
 
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Classifies the images; 1 when one of them could not be."""
-    names = arguments.model.split(",")
-    answers = list(_answers(client, names, arguments, output))
-    if not output.is_json:
-        rows = [
-            row
-            for path, by_model in answers
-            for row in _rows(path, names, by_model, arguments.top_k)
-        ]
-        columns = ["image", "model", "class", "probability", ""]
-        is_shown = [True, len(names) > 1, True, True, any(row[-1] for row in rows)]
-        if rows:
-            output.table(
-                list(compress(columns, is_shown)), [list(compress(row, is_shown)) for row in rows]
-            )
-    # An image that could not be read has the same error from every model.
-    failed = [(path, by_model[0].error) for path, by_model in answers if by_model[0].error]
-    for path, error in failed:
-        complain(f"{path}: {in_commands(error.message)} [{error.reason}]", Code.REFUSED)
-    return Code.REFUSED if failed else Code.OK
+    if arguments.csv and output.is_json:
+        raise Usage("--csv and --json are two forms of the same: give one")
+    if Path(arguments.model).is_file() and not all(map(os.path.exists, arguments.images)):
+        raise Usage(f"{arguments.model} is a file: write the model before the images")
+    names, decision = arguments.model.split(","), _decision.read(arguments)
+    models = []
+    for name in names:
+        model, which = _names.parse(name)
+        models.append(ModelSpec(model, decision=decision, **which))
+    files, summary = ImageFiles(), Summary()
+    found = answers(
+        client,
+        models,
+        files.of(arguments.images, arguments.files_from),
+        top_k=arguments.top_k,
+        include_features=arguments.features,
+    )
+    with _counted(_noted(found, names, summary, output), output) as noted:
+        if output.is_json:
+            for path, by_model in noted:
+                for prediction in by_model:
+                    output.emit(_as_json(path, prediction, with_features=arguments.features))
+        elif arguments.csv:
+            _write_csv(noted, arguments.top_k)
+        else:
+            _show(noted, names, arguments.top_k, output)
+    if files.other_files:
+        were = "file was" if files.other_files == 1 else "files were"
+        output.note(f"{files.other_files} {were} passed over, having no image's suffix")
+    if not summary.images:
+        raise Usage("no images were found")
+    if summary.images > _A_HANDFUL and not output.is_quiet:
+        summary.show(output, is_beside=arguments.csv)
+    return Code.REFUSED if summary.failed else Code.OK
+
+
+def _noted(
+    found: Iterable[Answer], names: list[str], summary: Summary, output: Output
+) -> Iterator[Answer]:
+    """Counts the answers, and complains of each image that has none."""
+    for path, by_model in found:
+        summary.add(names, by_model)
+        # An image that could not be read has the same error from every model.
+        if by_model[0].error is not None:
+            output.complain(by_model[0].error, Code.REFUSED, path)
+        yield path, by_model
+
+
+@contextmanager
+def _counted(items: Iterator[T], output: Output) -> Iterator[Iterator[T]]:
+    """Shows how many there were so far, where a terminal would show nothing else."""
+    if output.is_json or output.is_quiet or sys.stdout.isatty() or not sys.stderr.isatty():
+        yield items
+        return
+    from rich.console import Console  # noqa: PLC0415 - only where people read
+    from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    def counting(live: Live) -> Iterator[T]:
+        for count, item in enumerate(items, 1):
+            live.update(Text(f"{count} images"))
+            yield item
+
+    with Live(console=Console(stderr=True), redirect_stdout=False, transient=True) as live:
+        yield counting(live)
+
+
+def _show(found: Iterable[Answer], names: list[str], top_k: int, output: Output) -> None:
+    columns, is_shown = ["image", "model", "class", "probability", ""], [True] * 5
+    is_shown[1] = len(names) > 1
+    rows = (
+        list(compress(row, is_shown))
+        for path, by_model in found
+        for row in _rows(path, names, by_model, top_k)
+    )
+    output.table(list(compress(columns, is_shown)), rows)
 
 
 def _rows(
@@ -66,26 +153,6 @@ def _rows(
             first = path if at == rank == 0 else ""
             above = ("", "") if rank else (name, _mark(prediction))
             yield first, above[0], label, probability, above[1]
-
-
-def _answers(
-    client: Client, names: list[str], arguments: argparse.Namespace, output: Output
-) -> Iterator[tuple[str, tuple[Prediction, ...]]]:
-    decision = _decision.read(arguments)
-    models = []
-    for name in names:
-        model, which = _names.parse(name)
-        models.append(ModelSpec(model, decision=decision, **which))
-    for start in range(0, len(arguments.images), _AT_ONCE):
-        paths = arguments.images[start : start + _AT_ONCE]
-        answers = client.predict_many(
-            paths, models, top_k=arguments.top_k, include_features=arguments.features
-        )
-        for path, by_model in zip(paths, zip(*answers, strict=True), strict=True):
-            if output.is_json:
-                for prediction in by_model:
-                    output.emit(_as_json(path, prediction, with_features=arguments.features))
-            yield path, by_model
 
 
 def _shown(prediction: Prediction, top_k: int) -> list[tuple[str, str]]:
@@ -108,6 +175,43 @@ def _mark(prediction: Prediction) -> str:
     return ", ".join(marks)
 
 
+def _write_csv(found: Iterable[Answer], top_k: int) -> None:
+    """Writes a row for each image and model; the columns depend on `top_k` alone."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # RFC 4180 has its own line ends.
+        sys.stdout.reconfigure(newline="")
+    writer = csv.writer(sys.stdout)
+    others = [f"{what}_{rank}" for rank in range(2, top_k + 1) for what in ("label", "probability")]
+    notes = ["outlier_score", "is_outlier", "calibrated", "model", "version", "error"]
+    writer.writerow(["file", "label", "probability", *others, *notes])
+    for path, by_model in found:
+        for prediction in by_model:
+            writer.writerow([path, *_csv_cells(prediction, top_k)])
+
+
+def _csv_cells(prediction: Prediction, top_k: int) -> list[object]:
+    error = prediction.error
+    if error is not None:
+        why = f"{in_commands(error.message)} [{error.reason}]"
+        return [*[""] * (2 * top_k + 3), prediction.model, "", why]
+    answer = prediction.answer
+    others = [score for score in prediction.scores if score != answer][: top_k - 1]
+    cells: list[object] = []
+    for score in (answer, *others):
+        cells += ["", ""] if score is None else [score.label, f"{score.probability:.6f}"]
+    cells += [""] * (2 * top_k - len(cells))
+    outlier = prediction.out_of_distribution_score
+    return [
+        *cells,
+        "" if outlier is None else f"{outlier:.4f}",
+        str(prediction.is_out_of_distribution).lower(),
+        str(prediction.calibrated).lower(),
+        prediction.model,
+        prediction.version,
+        "",
+    ]
+
+
 def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[str, Any]:
     value: dict[str, Any] = {
         "image": path,
@@ -125,20 +229,3 @@ def _as_json(path: str, prediction: Prediction, *, with_features: bool) -> dict[
         "calibrated": prediction.calibrated,
     }
     return {**value, "features": prediction.features} if with_features else value
-
-
-def run_health(client: Client, arguments: argparse.Namespace, output: Output) -> int:
-    """Says whether the server serves, and why not."""
-    why: str | None = None
-    try:
-        if arguments.wait is not None:
-            client.wait_ready(arguments.wait)
-    except DeadlineExceeded as error:
-        why = error.message
-    else:
-        why = client.why_not_serving(min(arguments.timeout, PROBE_TIMEOUT_S))
-    if output.is_json:
-        output.emit({"server": arguments.server, "serving": why is None, "why": why or ""})
-    elif why is None:
-        output.line(f"{arguments.server} serves")
-    return Code.OK if why is None else complain(why, Code.NOT_SERVING)

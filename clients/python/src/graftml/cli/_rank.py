@@ -7,7 +7,7 @@ from graftml.cli import _names
 from graftml.cli._output import Output
 from graftml.cli._watching import Watching
 from graftml.client import Client
-from graftml.types import RankedBackbone
+from graftml.types import BackboneRanking, RankedBackbone
 
 _COLUMNS = ["backbone", "weights", "log loss", "LogME", "ms an image", "features", "licence"]
 
@@ -47,13 +47,18 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
         )
     if output.is_json:
         output.emit(ranking)
-        return 0
-    output.table(_COLUMNS, [_row(backbone) for backbone in ranking.backbones])
+    else:
+        show(ranking, output)
+    return 0
+
+
+def show(ranking: BackboneRanking, output: Output) -> None:
+    """Shows a ranking to people."""
+    output.table(_COLUMNS, map(_row, ranking.backbones), is_prose=True)
     output.line(ranking.explanation)
     for backbone in ranking.backbones:
         if backbone.problem:
             output.line(f"- {backbone.backbone}: {backbone.problem}")
-    return 0
 
 
 def _row(ranked: RankedBackbone) -> list[object]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from graftml import types
 from graftml.cli._codes import Code
-from graftml.cli._output import Output, complain, warn
+from graftml.cli._output import Output
 from graftml.client import JobHandle
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def follow(job: JobHandle, output: Output) -> tuple[Code, types.Version | None]:
         with Watching(output) as watching:
             version = job.wait(on_event=watching.event)
     except KeyboardInterrupt:
-        complain(
+        output.complain(
             f"detached; job {job.job_id} goes on. Watch it: graft jobs watch {job.job_id} "
             f"- cancel it: graft jobs cancel {job.job_id}",
             Code.INTERRUPTED,
@@ -235,7 +235,7 @@ def follow(job: JobHandle, output: Output) -> tuple[Code, types.Version | None]:
     elif not version.is_candidate:
         for check in version.gate_checks:
             if check.verdict == "undecided":
-                warn(f"undecided, and let pass as asked: {check.detail}")
+                output.warn(f"undecided, and let pass as asked: {check.detail}")
     return (Code.GATE_REFUSED if version.is_candidate else Code.OK), version
 
 

@@ -182,6 +182,7 @@ class Jobs:
             if (not request.states or job.state in request.states)
             and request.model in ("", job.model)
             and (not request.kind or job.kind == request.kind)
+            and dict(request.labels).items() <= dict(job.request.labels).items()
         ]
         jobs, token = page(chosen, request)
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)

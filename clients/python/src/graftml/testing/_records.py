@@ -176,7 +176,16 @@ class Records:
         return pb.GetModelResponse(model=self.model(request.model))
 
     def ListModels(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        models, token = page([self.model(name) for name in sorted(self.versions)], request)
+        chosen = [
+            self.model(name)
+            for name, versions in sorted(self.versions.items())
+            if name.startswith(request.name_prefix)
+            and any(
+                dict(request.labels).items() <= dict(version.labels).items()
+                for version in versions.values()
+            )
+        ]
+        models, token = page(chosen, request)
         return pb.ListModelsResponse(models=models, next_page_token=token)
 
     def DeleteModel(self, request: pb.DeleteModelRequest) -> pb.DeleteModelResponse:
