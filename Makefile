@@ -34,11 +34,13 @@ $(NODE): clients/node/package-lock.json
 demo: $(VENV)/.installed  ## Fine-tune and serve on real images (DATA=folder for your own)
 	$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
 
-# Two files of tests at a time: they wait for processes as much as they compute.
+# Two files of tests at a time, the longest first: they wait for processes as much as they compute.
+# Lint and types are checked beside them, and what they find is the last that is printed.
 WORKERS ?= 2
 test: $(VENV)/.installed-dev $(VENV)/triton/.installed $(NODE)  ## Lint, type-check and run every test
-	$(MAKE) --no-print-directory lint stubs-check
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile
+	@$(MAKE) --no-print-directory lint stubs-check >$(VENV)/lint.txt 2>&1 & lint=$$!; \
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$lint; lint=$$?; cat $(VENV)/lint.txt; test $$tests = 0 && test $$lint = 0
 
 bench: $(VENV)/.installed-dev  ## Measure serving, half an hour (SHORT=1: 9 minutes; DATA=folder for your own photos)
 	$(PY) -m bench $(DATA) $(if $(SHORT),--short)

@@ -1,6 +1,6 @@
 """Everything at once, for as long as it takes to trust the service: `make soak MINUTES=30`.
 
-    python -m bench.soak [FOLDER] [--minutes 30] [--out soak.md] [--seed 0]
+    python -m bench.soak [FOLDER] [--minutes 30] [--out soak.md]
 
 A server with default settings and two tenants carries a steady load of Predict calls
 at 70 % of what it was measured to carry. Beside that models are made, served, rolled
@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,42 +70,30 @@ class Soak:
         trains, seconds = arguments.module == "service", arguments.minutes * 60
         many = len(self._tenants)
         with ExitStack() as stack:
-            clients = [
-                stack.enter_context(tenant.client(running.address)) for tenant in self._tenants
-            ]
+            users = []
+            for tenant in self._tenants:
+                users.append(User(running.address, book, tenant, folder, trains=trains))
+                stack.callback(users[-1].close)
             try:
-                users = [
-                    User(client, book, tenant, folder, arguments.seed + number, trains=trains)
-                    for number, (client, tenant) in enumerate(
-                        zip(clients, self._tenants, strict=True)
-                    )
-                ]
                 for user in users:
                     user.make_stable()
                 rate = self._rate(folder)
                 book.begun = time.monotonic()
-                for tenant in self._tenants:
-                    self._start(partial(self._load, tenant, folder, rate / many, seconds))
                 for number, (user, tenant) in enumerate(zip(users, self._tenants, strict=True)):
-                    photo, seed = user.data[0][0][1], arguments.seed + 100 * number
-                    hostile = [
-                        Hostile(running.address, book, tenant, photo, seed + each)
-                        for each in (0, 1)
-                    ]
-                    for each in hostile:
-                        stack.callback(each.close)
+                    self._start(partial(self._load, tenant, folder, rate / many, seconds))
+                    hostile = Hostile(running.address, book, tenant, user.data[0][0][1])
+                    stack.callback(hostile.close)
                     steps: dict[str, Callable[[], object]] = {
                         "fine_tune": user.fine_tune, "cancel": partial(user.cancel, stop),
                         "upload": user.upload, "export": user.export, "look": user.look,
-                        "attack": hostile[0].attack, "abandon": hostile[1].abandon,
+                        "attack": hostile.attack, "abandon": hostile.abandon,
                     }  # fmt: skip
                     if trains:
                         steps["rank"] = user.rank
                     for name, step in steps.items():
                         # What one tenant would do a period, two do in two.
                         self._repeat(name, EVERY_S[name] * many, step, number / many)
-                killer = Killer(running, data_dir, book, stop, arguments.seed)
-                self._repeat("kill", KILL_S, killer.step, 0.5)
+                self._repeat("kill", KILL_S, Killer(running, data_dir, book, stop).step, 0.5)
                 self._start(partial(watch, running, book, stop, self.samples))
                 stop.wait(seconds)
             except Exception as error:
@@ -114,9 +102,8 @@ class Soak:
             for thread in self._threads:
                 thread.join(_JOIN_S)
                 book.expect("a call never ended", not thread.is_alive(), thread.name)
-            for client, tenant in zip(clients, self._tenants, strict=True):
-                with book.at_work("the search for what is lost"):
-                    verdict.nothing_is_lost(client, book, tenant)
+            for user in users:
+                user.is_sound()
             # Once more, when nothing is asked.
             time.sleep(SETTLE_S)
             watch(running, book, stop, self.samples)
@@ -202,7 +189,9 @@ def run(arguments: argparse.Namespace, folder: Path, work: Path) -> int:
         soak.run(folder, data_dir)
         begun = time.monotonic()
         running.process.terminate()
-        code = running.process.wait(DRAIN_TIMEOUT_S)
+        code = None
+        with suppress(subprocess.TimeoutExpired):
+            code = running.process.wait(DRAIN_TIMEOUT_S)
         drained_s = time.monotonic() - begun
     verdict.server_ended_well(soak.book, code, *read_log(data_dir / "service.log"))
     for line in fsck.problems(data_dir):
@@ -219,7 +208,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", type=Path, default=Path("soak.md"), help="file for the tables")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--capacity", type=float, default=20, help="seconds it is measured for")
     parser.add_argument("--max-rate", type=float, default=2000, help="of the steady load, calls/s")
     parser.add_argument("--faster", type=float, default=1, help="all else, so many times as often")

@@ -32,9 +32,8 @@ class JobSeen:
     tenant: str
     is_cancelled: bool = False
     """Whether its cancel was asked for, so that it may end in either way."""
-    is_doomed: bool = False
-    """Whether it was chosen for a kill: once, since a second one rightly fails the job."""
     is_killed: bool = False
+    """Whether its trainer was killed: once, since a second kill rightly fails the job."""
     had_result: bool = False
     """Whether its files were whole when its trainer was killed."""
     state: str = ""
@@ -120,14 +119,10 @@ class Book:
         """Notes that a job was accepted: from here on it must not be lost."""
         self.jobs[job_id] = JobSeen(tenant, is_cancelled)
 
-    def doom(self, job_id: str) -> bool:
-        """Chooses a job for a kill; whether it may be killed."""
-        with self._lock:
-            job = self.jobs.get(job_id)
-            if job is None or job.is_doomed or job.state:
-                return False
-            job.is_doomed = True
-            return True
+    def may_kill(self, job_id: str) -> bool:
+        """Whether a job is the soak's, under way, and was not killed before."""
+        job = self.jobs.get(job_id)
+        return job is not None and not job.is_killed and not job.state
 
     def job_ended(self, job_id: str, state: str, attempts: int) -> None:
         """Notes how a job ended."""

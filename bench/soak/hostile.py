@@ -31,11 +31,11 @@ _TUNE = "FineTuningService/FineTune"
 class Hostile:
     """Sends what one tenant should not."""
 
-    def __init__(self, address: str, book: Book, tenant: Tenant, photo: Path, seed: int) -> None:
+    def __init__(self, address: str, book: Book, tenant: Tenant, photo: Path) -> None:
         self._book = book
         self._tenant = tenant
         self._photo = photo.read_bytes()
-        self._random = random.Random(seed)
+        self._random = random.Random()
         self._round = 0
         self._channel = grpc.insecure_channel(
             address,

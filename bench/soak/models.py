@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from graftml import Client, Gate, GraftError
+from graftml import Gate, GraftError
 from graftml.types import Prediction, StateChanged
 from PIL import Image
 
+from bench.soak import verdict
 from bench.soak.book import OK, REFUSALS, Book
 from bench.soak.server import Tenant
 
@@ -54,18 +55,26 @@ class User:
     """One tenant's, who never does two things at once with a fresh model."""
 
     def __init__(
-        self, client: Client, book: Book, tenant: Tenant, folder: Path, seed: int, *, trains: bool
+        self, address: str, book: Book, tenant: Tenant, folder: Path, *, trains: bool
     ) -> None:
         self._trains = trains
-        self._client = client
+        self._client = tenant.client(address)
         self._book = book
         self._tenant = tenant
         self.data = [
             [(tenant.label(label), photo) for label, photo in pairs] for pairs in subsets(folder)
         ]
-        self._random = random.Random(seed)
         self._round = 0
         self._known: list[tuple[str, Path]] = []
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+    def is_sound(self) -> None:
+        """Finds what is lost."""
+        with self._book.at_work("the search for what is lost"):
+            verdict.nothing_is_lost(self._client, self._book, self._tenant)
 
     def make_stable(self) -> None:
         """Makes the model of the steady load, and asks which images it is sure of."""
@@ -101,7 +110,7 @@ class User:
         """Takes a fresh model from its images to its deletion, at some point."""
         book, client, name = self._book, self._client, f"fresh-{self._round % NAMES}"
         self._round += 1
-        pairs = self._random.choice(self.data)
+        pairs = random.choice(self.data)
         gate = UNREACHABLE if self._trains and self._round % GATE_EVERY == 0 else None
         handle = book.call(
             "FineTune", OK, client.fine_tune, pairs, name, seed=self._round, gate=gate
@@ -171,7 +180,7 @@ class User:
         # Watches a job to its end, with a break; whether it succeeded.
         book, client, state = self._book, self._client, ""
         numbers: list[int] = []
-        leave_after = self._random.randint(1, 6)
+        leave_after = random.randint(1, 6)
         try:
             for most in (leave_after, None):
                 events = client.watch_job(job_id, after=len(numbers), timeout_s=JOB_TIMEOUT_S)

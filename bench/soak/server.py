@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,22 +104,19 @@ def watch(running: Running, book: Book, stop: threading.Event, samples: list[Sam
 class Killer:
     """Kills trainers at work, and notes which: nothing else excuses a crash."""
 
-    def __init__(
-        self, running: Running, data_dir: Path, book: Book, stop: threading.Event, seed: int
-    ) -> None:
+    def __init__(self, running: Running, data_dir: Path, book: Book, stop: threading.Event) -> None:
         self._server = psutil.Process(running.pid)
         self._jobs = data_dir / "work" / "jobs"
         self._book = book
         self._stop = stop
-        self._random = random.Random(seed)
 
     def step(self) -> None:
         """Kills one, if there comes one at work whose job was not killed before."""
         for _ in range(_LOOKS):
             for trainer in self._server.children():
                 job = _job_of(trainer)
-                if job and self._book.doom(job):
-                    self._stop.wait(self._random.uniform(0, 0.3))
+                if self._book.may_kill(job):
+                    self._stop.wait(random.uniform(0, 0.3))
                     self._kill(trainer, job)
                     return
             if self._stop.wait(_LOOK_EVERY_S):
@@ -152,21 +149,15 @@ def read_log(file: Path) -> tuple[Counter[str], Counter[str]]:
     """Reads complaints (messages from ERROR up, dead waiting trainers), and crashes by job."""
     complaints: Counter[str] = Counter()
     crashes: Counter[str] = Counter()
-    for entry in _entries(file):
+    for line in file.read_text(errors="replace").splitlines():
+        entry: Any = None
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+        if not isinstance(entry, dict):
+            entry = {"level": "ERROR", "message": line}
         message = str(entry.get("message", "")).partition("\n")[0][:200]
         if message.startswith(_CRASHED):
             crashes[str(entry.get("job_id", ""))] += 1
         elif entry.get("level") in ("ERROR", "CRITICAL") or message.startswith(_DIED):
             complaints[message] += 1
     return complaints, crashes
-
-
-def _entries(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(errors="replace") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                if isinstance(entry, dict):
-                    yield entry
-                    continue
-            yield {"level": "ERROR", "message": line.rstrip()}

@@ -88,7 +88,7 @@ def nothing_piles_up(book: Book, samples: Sequence[Sample]) -> None:
 
 
 def server_ended_well(
-    book: Book, code: int, complaints: Counter[str], crashes: Counter[str]
+    book: Book, code: int | None, complaints: Counter[str], crashes: Counter[str]
 ) -> None:
     """Finds a bad exit, complaints in the log, and crashes of trainers that nobody killed."""
     book.expect("the server did not end well", code == 0, f"exit code {code}")

@@ -27,8 +27,10 @@ UNHURRIED = (
     f"--heartbeat-timeout-s={GUARD_S}",
     f"--database-timeout-s={GUARD_S}",
     f"--drain-s={GUARD_S / 2}",
-    # Beside other busy processes trainers would get next to nothing of a core.
+    # Beside other busy processes trainers would get next to nothing of a core, and threads of
+    # theirs would spin while they wait for each other.
     "--trainer-niceness=0",
+    "--trainer-threads=1",
     # Else every server would measure its backbones and quantise the default one, beside the others.
     "--provider=cpu",
     "--precision=fp32",
@@ -153,9 +155,12 @@ def connect() -> Iterator[Connect]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """One for all tests that need no other: what trainers export and compute is kept for them all.
 
-    Its models and jobs are everybody's, so each test names its own.
+    Its models and jobs are everybody's, so each test names its own. Precision and threads
+    are the defaults.
     """
-    service = ServiceProcess(tmp_path_factory.mktemp("shared") / "data", "--precision=auto")
+    service = ServiceProcess(
+        tmp_path_factory.mktemp("shared") / "data", "--precision=auto", "--trainer-threads=0"
+    )
     try:
         yield service
     finally:

@@ -104,7 +104,7 @@ def make_spec(tmp_path: Path) -> MakeSpec:
             "weights_dir": str(tmp_path / "weights"),
             "device": "cpu",
             "provider": "cpu",
-            "threads": 2,
+            "threads": 1,
         }
         return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
 

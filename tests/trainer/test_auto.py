@@ -134,7 +134,8 @@ def test_time_that_training_has_not_is_said_with_what_to_ask_for(
 
     monkeypatch.setattr(auto.time, "monotonic", lambda: clock[0])
     # 200 images, 0.1 s forward, on 2 cores: 6 views, and 3 times 12 epochs of 1.5 passes.
-    given = given_of(unread(200), make_spec, session=Slow, budget_s=budget_s)
+    spec = make_spec(Path(), method=Auto(), threads=2)
+    given = given_of(unread(200), make_spec, spec=spec, session=Slow, budget_s=budget_s)
     found = auto.hopeless(given)
     assert bool(found) == bool(said)
     assert all(text in found for text in said)

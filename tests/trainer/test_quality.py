@@ -52,7 +52,7 @@ class Runs:
             "device": "cpu",
             "provider": "auto",
             "precision": "auto",
-            "threads": 2,
+            "threads": 1,
             "feature_cache": str(self.cache),
         }
         manifest = run(JobSpec(**{**fields, **changes}), lambda _: None)  # type: ignore[arg-type]

@@ -179,7 +179,7 @@ def test_it_is_ranked_without_torch(
         weights_dir=str(tmp_path / "weights"),
         time_budget_s=GUARD_S,
         provider="cpu",
-        threads=2,
+        threads=1,
     )
     found = decode_record(without_torch(spec, tmp_path).encode())
     assert isinstance(found, BackbonesRanked)

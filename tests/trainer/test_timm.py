@@ -262,7 +262,7 @@ def test_networks_of_timms_are_ranked_beside_others(
             weights_dir=str(tmp_path / "weights"),
             time_budget_s=GUARD_S,
             provider="cpu",
-            threads=2,
+            threads=1,
         ),
         told.append,
     )
