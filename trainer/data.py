@@ -334,7 +334,7 @@ def load_unlabelled(
     if classes is not None and (strange := sorted({i.label for i in images} - known)):
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            "the target has folders that are no class of the source: "
+            "the target has folders that are not a class of the source: "
             f"{division.listed(strange)}; the source's are {division.listed(classes)}: rename the "
             "folders or leave them out",
         )

@@ -71,12 +71,18 @@ def test_a_model_that_aliases_name_is_deleted_by_force(
     ("arguments", "told"),
     [
         (["fintune"], "graft: argument COMMAND: there is no 'fintune'; did you mean finetune?"),
-        (["models", "--server", "::1:50051"], "'::1:50051' is no address: write an IPv6 address"),
+        (
+            ["models", "--server", "::1:50051"],
+            "'::1:50051' is not an address: write an IPv6 address",
+        ),
         (["jobs", "wach"], "graft jobs: argument ACTION: there is no 'wach'; did you mean watch?"),
         (["jobs", "--state", "runing"], "did you mean running?"),
         (["jobs", "--sate", "running"], "there is no 'running': it must be one of list, get"),
         (["rank", "x", "--tme-budget", "3"], "no argument of this command; did you mean"),
-        (["rank", "x", "--wholly-else", "3"], "'--wholly-else' is no argument of this command ("),
+        (
+            ["rank", "x", "--wholly-else", "3"],
+            "'--wholly-else' is not an argument of this command (",
+        ),
     ],
 )
 def test_a_mistyped_word_is_one_line_that_says_what_was_meant(
