@@ -388,8 +388,8 @@ def _of_groups(images: Images) -> list[str]:
         )
     if across := sorted(group for group, of in labels.items() if len(of) > 1):
         told.append(
-            f"{len(across)} groups hold images of several classes, and all of a group are taken to "
-            f"belong together: {division.listed(map(shown, across))}"
+            f"{len(across)} groups have images of several classes; all images of a group are taken "
+            f"to belong together: {division.listed(map(shown, across))}"
         )
     return told
 
