@@ -13,7 +13,7 @@ help:  ## List the verbs
 # The stamps depend on what was asked for, so that a second run installs nothing.
 $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml proto/python/pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[demo,openvino]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e "clients/python[cli]" -e ".[demo,openvino]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -26,13 +26,13 @@ $(VENV)/triton/.installed: $(VENV)/.installed
 	$(VENV)/triton/bin/python -m pip install --quiet --disable-pip-version-check "tritonclient[grpc]"
 	touch $@
 
-# Where there is no npm the test of the client in Node says so.
+# Where there is no npm, or no registry, the test of the client in Node says so.
 NODE := clients/node/node_modules/.package-lock.json
 $(NODE): clients/node/package-lock.json
-	if command -v npm > /dev/null; then npm ci --prefix clients/node --no-audit --no-fund --silent && touch $@; fi
+	if command -v npm > /dev/null; then npm ci --prefix clients/node --no-audit --no-fund --silent && touch $@ || true; fi
 
-demo: $(VENV)/.installed  ## Fine-tune and serve on real images (DATA=folder for your own)
-	$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
+demo: $(VENV)/.installed  ## Fine-tune and serve on sample images, left in demo/ (DATA=folder for your own)
+	@$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
 
 # Two files of tests at a time, the longest first: they wait for processes as much as they compute.
 # Lint and types are checked beside them, and what they find is the last that is printed.
@@ -58,7 +58,7 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(VENV)/.installed-dev  ## Let ruff mend what it can
+format: $(VENV)/.installed-dev  ## Let ruff fix what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
@@ -115,5 +115,5 @@ RUNS ?= 100000
 fuzz: $(VENV)/.installed-fuzz  ## Feed what strangers send RUNS=100000 inputs each (TARGETS="images ...")
 	$(PY) -m tests.fuzz --runs $(RUNS) $(TARGETS)
 
-clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+clean:  ## Remove the virtual environment, caches and the demo's folder
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

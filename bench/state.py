@@ -88,7 +88,7 @@ class Stores:
 
     def fail(self, job: JobRecord) -> None:
         """Ends a job."""
-        self.claims.fail(job, Reason.TRAINING_FAILED, "the loss is no number after epoch 7")
+        self.claims.fail(job, Reason.TRAINING_FAILED, "the loss is not a number after epoch 7")
 
 
 @contextmanager

@@ -1,18 +1,18 @@
-"""The main job on real images: start the service, fine-tune over gRPC, predict, look at metrics.
+"""Runs the demo: starts the service, fine-tunes over gRPC, predicts, shows metrics.
 
-Without --data it takes scikit-learn's scanned handwritten digits, written out as
-PNG files. With --data it takes any folder with a folder per class, or with
-train/ and val/. Ends the service when done and leaves nothing behind.
+Without --data it takes scikit-learn's scanned handwritten digits and writes them as PNG
+files: `digits/CLASS/` to learn from, `new/CLASS/` to predict. With --data it takes any
+folder with a folder per class, or with train/ and val/. Ends the service when done; the
+images and the service's data stay in --folder, and the last lines say how to go on.
 """
 
 import argparse
 import contextlib
 import json
-import os
 import random
+import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -29,6 +29,7 @@ JOB_TIMEOUT_S = 1800.0
 IMAGES = {
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
 }  # fmt: skip
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS = ("val", "valid", "validation", "test")
 
 
@@ -40,26 +41,31 @@ class Data:
     held_out: list[tuple[Path, str]]
 
 
-def write_digits(folder: Path, per_class: int = 60, held_out_per_class: int = 20) -> Data:
-    """Writes 8 x 8 scans as 96 x 96 PNG files: `learn/CLASS/` and `held_out/CLASS/`."""
+def write_digits(folder: Path, per_class: int = 30, held_out_per_class: int = 20) -> Data:
+    """Writes 8 x 8 scans as 96 x 96 PNG files, in the place of those of an earlier demo."""
     from sklearn.datasets import load_digits
 
+    for part in ("digits", "new"):
+        shutil.rmtree(folder / part, ignore_errors=True)
     digits = load_digits()
     held_out: list[tuple[Path, str]] = []
-    seen = dict.fromkeys(range(10), 0)
-    for scan, digit in zip(digits.images, digits.target, strict=True):
-        number = seen[int(digit)]
-        seen[int(digit)] += 1
+    seen = dict.fromkeys(CLASSES, 0)
+    scans = list(zip(digits.images, digits.target, strict=True))
+    random.Random(0).shuffle(scans)  # nosec B311 # they come writer by writer
+    for scan, digit in scans:
+        label = CLASSES[digit]
+        number = seen[label]
+        seen[label] += 1
         if number >= per_class + held_out_per_class:
             continue
-        part = "learn" if number < per_class else "held_out"
-        path = folder / part / str(digit) / f"{number:03}.png"
+        part = "digits" if number < per_class else "new"
+        path = folder / part / label / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         ink = Image.fromarray((255 - scan * (255 / 16)).astype("uint8"))
         ink.resize((96, 96), Image.Resampling.BICUBIC).save(path)
-        if part == "held_out":
-            held_out.append((path, str(digit)))
-    return Data(folder / "learn", held_out)
+        if part == "new":
+            held_out.append((path, label))
+    return Data(folder / "digits", held_out)
 
 
 def own_data(root: Path) -> Data:
@@ -79,13 +85,12 @@ def own_data(root: Path) -> Data:
 @contextlib.contextmanager
 def service(folder: Path) -> Iterator[tuple[str, str]]:
     """Runs `graft-server run` on free ports; gives the gRPC address and the metrics URL."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GRAFT_")}
     flags = ["--port=0", "--metrics-port=0", f"--data-dir={folder}", "--log-format=json"]
+    flags += ["--trainer-niceness=0"]  # there is nothing else to serve meanwhile
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "run", *flags],
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
     )
     try:
         yield _addresses(process)
@@ -154,39 +159,48 @@ def fine_tune(client: Client, data: Data) -> tuple[float, str]:
     return time.monotonic() - started, version.measured
 
 
+def show(client: Client, data: Data, metrics_url: str) -> None:
+    """Fine-tunes, predicts what was held out, and prints what came of it."""
+    to_answer_s, measured = fine_tune(client, data)
+    answers = client.predict([path for path, _ in data.held_out], model=MODEL, top_k=2)
+    rows = list(zip(data.held_out, answers, strict=True))
+    right = sum(answer.label == truth for (_, truth), answer in rows)
+    print(f"\nmeasured accuracy    {measured}")
+    print(f"held-out accuracy    {right / len(rows):.3f} ({len(rows)} images)")
+    print(f"FineTune to answer   {to_answer_s:.1f} s")
+    print("predictions")
+    for (path, truth), answer in rows[:: max(1, len(rows) // 6)][:6]:
+        best = ", ".join(f"{s.label} {s.probability:.3f}" for s in answer.scores)
+        print(f"  {truth + '/' + path.name:24} answered {best}")
+    print("metrics")
+    with urllib.request.urlopen(metrics_url, timeout=10) as answer:  # nosec B310 # our own server
+        text = answer.read().decode()
+    wanted = ("graft_images_total", "graft_jobs{", "graft_loaded_bytes{", "graft_provider_info",
+              "graft_batch_size_count")  # fmt: skip
+    for line in text.splitlines():
+        if line.startswith(wanted):
+            print(f"  {line}")
+
+
 def main() -> None:
     """Runs the demo; exits with 1 and a reason when something fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a folder with a folder of images per class")
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="what it leaves behind")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="graft-demo-") as temporary:
-        work = Path(temporary)
-        data = own_data(arguments.data) if arguments.data else write_digits(work / "digits")
-        if not data.held_out:
-            sys.exit(f"no images were found in {arguments.data}")
-        began = time.monotonic()
-        with service(work / "data") as (address, metrics_url), Client(address) as client:
-            client.wait_ready(timeout_s=START_TIMEOUT_S)
-            print(f"graft-server is SERVING at {address} after {time.monotonic() - began:.1f} s")
-            to_answer_s, measured = fine_tune(client, data)
-            answers = client.predict([path for path, _ in data.held_out], model=MODEL, top_k=2)
-            rows = list(zip(data.held_out, answers, strict=True))
-            right = sum(answer.label == truth for (_, truth), answer in rows)
-            print(f"\nmeasured accuracy    {measured}")
-            print(f"held-out accuracy    {right / len(rows):.3f} ({len(rows)} images asked)")
-            print(f"FineTune to answer   {to_answer_s:.1f} s")
-            print("predictions")
-            for (path, truth), answer in rows[:: max(1, len(rows) // 6)][:6]:
-                best = ", ".join(f"{s.label} {s.probability:.3f}" for s in answer.scores)
-                print(f"  {path.name:24} true {truth:12} answered {best}")
-            print("metrics")
-            with urllib.request.urlopen(metrics_url, timeout=10) as answer:  # nosec B310 # our own server
-                text = answer.read().decode()
-            wanted = ("graft_images_total", "graft_jobs{", "graft_loaded_bytes{",
-                      "graft_provider_info", "graft_batch_size_count")  # fmt: skip
-            for line in text.splitlines():
-                if line.startswith(wanted):
-                    print(f"  {line}")
+    folder: Path = arguments.folder
+    data = own_data(arguments.data) if arguments.data else write_digits(folder)
+    if not data.held_out:
+        sys.exit(f"no images were found in {arguments.data}")
+    began = time.monotonic()
+    with service(folder / "data") as (address, metrics_url), Client(address) as client:
+        client.wait_ready(timeout_s=START_TIMEOUT_S)
+        print(f"graft-server is SERVING at {address} after {time.monotonic() - began:.1f} s")
+        show(client, data, metrics_url)
+    left = sorted(f"{path}/" for path in folder.iterdir() if path.is_dir())
+    print(f"\nleft behind: {', '.join(left)}. Go on with")
+    print("  . .venv/bin/activate")
+    print(f"  graft-server run --data-dir {folder / 'data'}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def read(packages: Iterable[dict[str, object]]) -> Answer:
         assert isinstance(found, list)
         answer.vulnerable += [
             f"{name} {package['version']}: {each['id']}"
-            f" (mended in {', '.join(each['fix_versions']) or 'no version yet'})"
+            f" (fixed in {', '.join(each['fix_versions']) or 'no version yet'})"
             for each in found
         ]
     return answer

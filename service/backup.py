@@ -44,14 +44,16 @@ def back_up(data_dir: Path, blobs_dir: Path, target: Path) -> Copied:
     """Makes a backup, or brings it up to date; raises NoCopy, OSError."""
     if not (data_dir / database.FILE).is_file():
         raise NoCopy(
-            f"{data_dir} holds no {database.FILE}: it is no data folder of Graft; name yours with "
+            f"{data_dir} holds no {database.FILE}: it is not a data folder of Graft; name yours with "
             "--data-dir"
         )
     target.mkdir(parents=True, exist_ok=True)
     for path in target.iterdir():
         # As a backup that was interrupted leaves it; a data folder has more.
         if path.name != BLOBS and not path.name.startswith(database.FILE):
-            raise NoCopy(f"{target} holds {path.name} and is no backup: name a folder of its own")
+            raise NoCopy(
+                f"{target} holds {path.name} and is not a backup: name a folder of its own"
+            )
     # With the journal of one that was killed, which would be taken for the new one's.
     for path in target.glob(database.FILE + _NEW + "*"):
         path.unlink()
@@ -78,7 +80,7 @@ def restore(source: Path, data_dir: Path, blobs_dir: Path) -> Copied:
     serves from half of a copy.
     """
     if not (source / database.FILE).is_file():
-        raise NoCopy(f"{source} holds no {database.FILE}: it is no backup")
+        raise NoCopy(f"{source} holds no {database.FILE}: it is not a backup")
     address = f"{(source / database.FILE).resolve().as_uri()}?mode=ro"
     with _damage_of(source), closing(sqlite3.connect(address, uri=True)) as copy:
         names = _needed(copy, source)

@@ -481,7 +481,7 @@ def encode(value: msgspec.Struct) -> bytes:
 
 
 def decode_record(line: bytes) -> Record:
-    """Reads one line; raises msgspec.DecodeError for anything that is no record."""
+    """Reads one line; raises msgspec.DecodeError for anything that is not a record."""
     record: Record = _decoded(_decoder, line)
     return record
 
@@ -496,4 +496,4 @@ def _decoded(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
     try:
         return decoder.decode(data)
     except (RecursionError, UnicodeDecodeError) as error:
-        raise msgspec.DecodeError(f"it is no JSON: {error}") from error
+        raise msgspec.DecodeError(f"it is not JSON: {error}") from error

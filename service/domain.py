@@ -477,7 +477,7 @@ def check_name(value: str, field: str) -> str:
 
 
 def check_alias(value: str, field: str) -> str:
-    """As `check_name`, for an alias: it is no number either."""
+    """As `check_name`, for an alias: it is not a number either."""
     check_name(value, field)
     if value.isdigit():
         raise InvalidInput(
@@ -493,7 +493,7 @@ def check_colour(value: str, field: str) -> str:
     if not _COLOUR.fullmatch(value):
         raise InvalidInput(
             Reason.INVALID_FIELD,
-            f"{field} {value[:80]!r} is no colour: use # and six hexadecimal digits, such as "
+            f"{field} {value[:80]!r} is not a colour: use # and six hexadecimal digits, such as "
             "#ffffff for white or #000000 for black",
             field=field,
         )

@@ -77,7 +77,7 @@ _CONDITIONS = {
         " OR (state = 'SUCCEEDED') <> (CASE kind WHEN 'fine_tune' THEN version > 0"
         " ELSE result_json IS NOT NULL END)"
     ),
-    "{0}: is a {1} held by {2}, which is no job that waits or runs": (
+    "{0}: is a {1} held by {2}, which is not a job that waits or runs": (
         "SELECT name, h.kind, holder FROM holds AS h LEFT JOIN jobs ON job_id = holder"
         " WHERE job_id IS NULL OR end_time_s IS NOT NULL"
     ),
@@ -329,7 +329,9 @@ def _path(store: BlobFolder, blob: Any) -> Path:
 def _read_only(data_dir: Path) -> Iterator[database.Connection]:
     path = data_dir / "graft.sqlite3"
     if not path.is_file():
-        raise FileNotFoundError(f"{data_dir} holds no graft.sqlite3: it is no data folder of Graft")
+        raise FileNotFoundError(
+            f"{data_dir} holds no graft.sqlite3: it is not a data folder of Graft"
+        )
     # Read-only too, SQLite would leave files of its own beside a database that nobody has open,
     # and a server that runs as another user could not open them.
     is_alone = not path.with_name("graft.sqlite3-wal").exists()

@@ -105,7 +105,7 @@ def _of_file(
     except OSError as error:
         raise BadConfig(f"{key} names {given!r}, which cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise BadConfig(f"{given} is no TOML: {error}") from None
+        raise BadConfig(f"{given} is not TOML: {error}") from None
     for name, value in table.items():
         if name not in _SETTINGS:
             raise BadConfig(f"{given} holds {name}, {_no_setting(name, str)}")
@@ -115,7 +115,7 @@ def _of_file(
 def _no_setting(name: str, spelt: Callable[[str], str]) -> str:
     near = difflib.get_close_matches(name.lower(), _SETTINGS, n=1, cutoff=_CLOSE)
     hint = f"did you mean {spelt(near[0])}?" if near else "`graft-server run --help` lists all"
-    return f"which is no setting; {hint}"
+    return f"which is not a setting; {hint}"
 
 
 def _check_access(config: Config) -> None:
@@ -199,8 +199,8 @@ def _checked(key: str, value: Any, setting: Any) -> Any:
 def _folder(key: str, path: Path) -> Path:
     if not path.is_dir():
         raise BadConfig(
-            f"{key} names {str(path)!r}, which is no folder here: make it or mount it before the "
-            "server starts, or leave it out"
+            f"{key} names {str(path)!r}, which is not a folder here: make it or mount it before "
+            "the server starts, or leave it out"
         )
     return path.resolve()
 

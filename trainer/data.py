@@ -334,7 +334,7 @@ def load_unlabelled(
     if classes is not None and (strange := sorted({i.label for i in images} - known)):
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            "the target has folders that are no class of the source: "
+            "the target has folders that are not a class of the source: "
             f"{division.listed(strange)}; the source's are {division.listed(classes)}: rename the "
             "folders or leave them out",
         )
@@ -388,8 +388,8 @@ def _of_groups(images: Images) -> list[str]:
         )
     if across := sorted(group for group, of in labels.items() if len(of) > 1):
         told.append(
-            f"{len(across)} groups hold images of several classes, and all of a group are taken to "
-            f"belong together: {division.listed(map(shown, across))}"
+            f"{len(across)} groups have images of several classes; all images of a group are taken "
+            f"to belong together: {division.listed(map(shown, across))}"
         )
     return told
 

@@ -234,7 +234,7 @@ def _threshold(text: str) -> tuple[str, float]:
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no probability, nor CLASS=0.8, say")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a probability, nor CLASS=0.8, say")
     return label, share
 
 
@@ -291,7 +291,7 @@ def train(parsed: argparse.Namespace, run: Callable[[JobSpec, Send], int]) -> in
         return 2
     for folder in (parsed.folder, parsed.target):
         if folder is not None and not folder.is_dir():
-            print(f"trainer: {folder} is no folder", file=sys.stderr)
+            print(f"trainer: {folder} is not a folder", file=sys.stderr)
             return 2
     if (parsed.method == "domain-adaptation") != (parsed.target is not None):
         print(
@@ -424,7 +424,7 @@ def _of_validation(record: EpochEnded) -> str:
 def rank(parsed: argparse.Namespace, run: Callable[[RankSpec, Send], int]) -> int:
     """Ranks backbones on a folder; returns the exit code."""
     if not parsed.folder.is_dir():
-        print(f"trainer: {parsed.folder} is no folder", file=sys.stderr)
+        print(f"trainer: {parsed.folder} is not a folder", file=sys.stderr)
         return 2
     named = [name.partition(":") for name in parsed.backbone]
     spec = RankSpec(

@@ -40,7 +40,7 @@ MAX_PAIRS = 100_000
 MAX_ACROSS = 20_000
 """Images; of more, twins under two classes are not sought."""
 _LEAST = 0.3
-"""The cosine below which two images are no twins, however few there are to compare them with."""
+"""The cosine below which two images are not twins, however few there are to compare them with."""
 _PER_DECADE = 1.7
 """What it grows by with ten times the images of a class, of which each has ten times as many pairs
 that come by chance to any threshold: as the tail of unrelated photos and drawings does."""

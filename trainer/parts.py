@@ -93,7 +93,7 @@ def _stages(network: nn.Module, prefix: str, names: list[str]) -> dict[str, list
         **{f"{prefix}{n}": [network.get_submodule(name)] for n, name in enumerate(names, 1)},
         "top": [module for _, module in children[places[-1] + 1 :]],
     }
-    # A class token and the like, which are no module's, are learned with the stem.
+    # A class token and the like, which are not module's, are learned with the stem.
     if own := list(network.parameters(recurse=False)):
         found["stem"].append(nn.ParameterList(own))
     return {
@@ -108,7 +108,7 @@ def looked_at(network: nn.Module, size: int, taps: tuple[str, ...]) -> tuple[int
     the taps that can be averaged.
 
     Those are outputs [n, c, h, w], and tokens [n, t, c]. Raises InvalidInput where what comes
-    out of the last layer are no features [n, d].
+    out of the last layer are not features [n, d].
     """
     shapes: dict[str, torch.Size] = {}
 

@@ -99,7 +99,7 @@ _CLASSIC = Settings(
     min_scale=CLASSIC_SCALE,
 )
 # Label smoothing is not for calibration, which a temperature is fitted for: few images would
-# drive the logits apart without it, further than one temperature can mend, and those of a
+# drive the logits apart without it, further than one temperature can fix, and those of a
 # frozen head that they are averaged with would drown. The BatchNorm statistics of a few
 # hundred images are worse than ImageNet's.
 _TUNING = Settings(recipe="auto", epochs=_TUNING_EPOCHS, body_lr_factor=0.3, keeps_maps=True)

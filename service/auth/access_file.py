@@ -129,7 +129,7 @@ def parse(content: bytes, server_dirs: Sequence[Path]) -> AccessList:
     try:
         document = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadFile(f"it is no TOML: {error}") from None
+        raise BadFile(f"it is not TOML: {error}") from None
     tenants, tokens = tables(document)
     # As a file is while somebody writes it in place.
     if not tenants and not tokens:
@@ -173,7 +173,7 @@ def parse(content: bytes, server_dirs: Sequence[Path]) -> AccessList:
             where = f"[tenants.{name}] allowed_dirs names {text!r}"
             folder = _folder(where, text, server_dirs)
             if folder is None:
-                missing.append(f"{where}, which is no folder that can be read")
+                missing.append(f"{where}, which is not a folder that can be read")
             else:
                 existing.append(folder)
         folders[name] = tuple(existing)
@@ -225,7 +225,7 @@ def _folder(where: str, text: str, server_dirs: Sequence[Path]) -> Path | None:
     """Resolves a folder; None if it does not exist, as while a share is not mounted."""
     folder = Path(text)
     if not folder.is_absolute() or "\0" in text:
-        raise BadFile(f"{where}, which is no absolute path of a folder")
+        raise BadFile(f"{where}, which is not an absolute path of a folder")
     try:
         exists = folder.is_dir()
         folder = folder.resolve()

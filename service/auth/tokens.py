@@ -54,7 +54,7 @@ def make(
     token = f"graft_{token_id}_{secret}"
     if access_file.split(token) is None:
         raise BadFile(
-            f"--id {token_id!r} is no id: use 1 to 63 lower-case letters, digits, '-' and '.'"
+            f"--id {token_id!r} is not an id: use 1 to 63 lower-case letters, digits, '-' and '.'"
         )
     unique = list(dict.fromkeys(roles))
     return NewToken(token_id, token, _lines(token_id, secret, tenant, unique, expires))

@@ -167,7 +167,7 @@ def _expires_in(text: str) -> datetime.datetime:
     hours = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 0 < hours <= _MAX_HOURS:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time of at most 100 years: write a number and h, d or w, as in 90d"
+            f"{text!r} is not a time of at most 100 years: write a number and h, d or w, as in 90d"
         )
     return tokens.now() + datetime.timedelta(hours=hours)
 
@@ -177,7 +177,9 @@ def _expires_on(text: str) -> datetime.datetime:
         day = datetime.datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=datetime.UTC)
         expires = day + datetime.timedelta(days=1)
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no date: write it as 2027-01-31") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a date: write it as 2027-01-31"
+        ) from None
     if expires <= tokens.now():
         raise argparse.ArgumentTypeError(f"{text} is over: give a day to come")
     return expires

@@ -102,7 +102,7 @@ _TEXTS: Final[tuple[tuple[Callable[[str], object], str, str], ...]] = (
 
 
 class WrongFormat(InvalidInput):
-    """Refuses bytes that are no image of one of FORMATS."""
+    """Refuses bytes that are not an image of one of FORMATS."""
 
 
 def recognise(data: bytes) -> str:

@@ -76,7 +76,7 @@ class Head:
             raise ValueError(f"scale {self.scale} is not above 0")
         prior = self.prior
         if prior is not None and not (prior.shape == (count,) and (prior >= 0).all()):
-            raise ValueError(f"prior {prior} is no share of each of {count} classes")
+            raise ValueError(f"prior {prior} is not a share of each of {count} classes")
         if self.outliers is not None and self.outliers.means.shape[1] > dim:
             raise ValueError(f"outliers of {self.outliers.means.shape[1]} features, not {dim}")
 
@@ -191,9 +191,9 @@ def load(data: bytes) -> Head:
         )
     except (
         *(SafetensorError, KeyError, TypeError, ValueError, msgspec.ValidationError),
-        *(AttributeError, OverflowError, RecursionError),  # of JSON that is no head's
+        *(AttributeError, OverflowError, RecursionError),  # of JSON that is not a head's
     ) as error:
-        raise unloadable("head", "is no head") from error
+        raise unloadable("head", "is not a head") from error
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -312,7 +312,7 @@ class Workers:
         self._queue.charge(batch.tenant, row.decode_s + row.to_run_s(now) - batch.image_s)
 
     def _infer(self, rows: list[_Row]) -> None:
-        """Classifies the rows that are no errors."""
+        """Classifies the rows that are not errors."""
         wanted: dict[Backbone, list[tuple[_Row, int]]] = {}
         for row in rows:
             for number in row.to_run:

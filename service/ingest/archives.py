@@ -189,7 +189,7 @@ def _format_of(archive: IO[bytes], said: ArchiveFormat) -> Literal["tar", "tar.g
     elif start[257:262] == b"ustar" or (said in ("", "tar") and _is_old_tar(start)):
         found = "tar"
     if not found:
-        raise _unreadable("the bytes are no tar, tar.gz or zip archive: send one of these")
+        raise _unreadable("the bytes are not a tar, tar.gz or zip archive: send one of these")
     if said and said != found:
         raise _unreadable(f"the archive was said to be a {said} and is a {found}: say what it is")
     return found

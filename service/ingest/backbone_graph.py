@@ -136,7 +136,7 @@ def _parsed(path: Path) -> onnx.ModelProto:
         model = onnx.ModelProto()
     if not model.graph.node:
         raise unusable(
-            "it is no ONNX model, or one without operators: export one, of PyTorch with "
+            "it is not an ONNX model, or one without operators: export one, of PyTorch with "
             "torch.onnx.export"
         )
     model.DiscardUnknownFields()
@@ -250,7 +250,7 @@ def _input(graph: onnx.GraphProto, chosen: str, asked: Asked) -> str:
     kind = value.type.tensor_type
     if kind.elem_type != TensorProto.FLOAT:
         raise unusable(
-            f"its input {shown(value.name)} is no float32: export it with one; the normalisation "
+            f"its input {shown(value.name)} is not float32: export it with one; the normalisation "
             "of bytes is added here"
         )
     if kind.HasField("shape"):

@@ -117,7 +117,7 @@ def open_plain(path: Path, root: Path | None) -> BinaryIO:
         is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         # Not below the root's real path of now: it may have become a link to elsewhere.
         if not is_plain or not (root is None or _path_of(file).is_relative_to(root)):
-            raise InvalidInput(Reason.IMAGE_UNREADABLE, "it is no plain file of this folder")
+            raise InvalidInput(Reason.IMAGE_UNREADABLE, "it is not a plain file of this folder")
     except BaseException:
         file.close()
         raise

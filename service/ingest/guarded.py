@@ -124,7 +124,7 @@ class Guarded(io.RawIOBase):
 
 
 def _check_pax(data: bytes) -> None:
-    """Raises ValueError for what is no list of records "LENGTH KEY=VALUE\\n"."""
+    """Raises ValueError for what is not a list of records "LENGTH KEY=VALUE\\n"."""
     if _DIGITS.search(data):
         raise ValueError("a header holds a number longer than numbers are")
     at = 0

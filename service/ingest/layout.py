@@ -3,7 +3,7 @@
 `CLASS/FILE`, at any depth below the class; or folders for training, validation and test with
 such class folders in each. These are taken as parts only where at least two of them stand
 side by side and hold folders, so that a class may be called "train". A folder around it all
-is stepped into. Pure: names in, names out. Every entry that is no image is among what was left
+is stepped into. Pure: names in, names out. Every entry that is not an image is among what was left
 out, with its reason.
 """
 
@@ -147,7 +147,7 @@ def _take(found: Arranged, entry: Entry, label: str, part: PartName, depth: int 
         found.left_out.append(_left_out(entry, label, reason, detail))
     elif not all(is_text(name) for name in entry.name):
         reason = LeftOutReason.UNREADABLE
-        found.left_out.append(_left_out(entry, label, reason, "its name is no UTF-8: rename it"))
+        found.left_out.append(_left_out(entry, label, reason, "its name is not UTF-8: rename it"))
     else:
         assert entry.location is not None, "only noise is not read"
         name = "/".join(entry.name)
@@ -300,7 +300,7 @@ class _Tree:
         return classes, beside
 
     def leaves(self, top: Entry) -> Iterator[Entry]:
-        """Yields all that is no folder at or below an entry."""
+        """Yields all that is not a folder at or below an entry."""
         waiting = [top]
         while waiting:
             entry = waiting.pop()
@@ -371,7 +371,7 @@ class _Labels:
         if not is_text(raw):
             raise InvalidInput(
                 Reason.DATASET_UNUSABLE,
-                f"the name of the folder {text(raw)!r} is no UTF-8: rename it",
+                f"the name of the folder {text(raw)!r} is not UTF-8: rename it",
             )
         label = canonical(raw)
         if problem := label_problem(label):

@@ -57,7 +57,7 @@ def is_text(name: str) -> bool:
 
 
 def text(name: str) -> str:
-    """Returns the name with what is no UTF-8 replaced."""
+    """Returns the name with what is not UTF-8 replaced."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -64,7 +64,7 @@ class PackWriter:
 def members(path: Path) -> Iterator[tuple[str, Location]]:
     """Yields the digest of each image of a pack, and where its bytes lie.
 
-    Raises OSError, and ValueError for a file that is no whole pack.
+    Raises OSError, and ValueError for a file that is not a whole pack.
     """
     with path.open("rb") as file:
         offset = 0
@@ -72,7 +72,7 @@ def members(path: Path) -> Iterator[tuple[str, Location]]:
             try:
                 info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
             except tarfile.HeaderError as error:
-                raise ValueError(f"it is no pack: at byte {offset} is no header") from error
+                raise ValueError(f"it is not a pack: at byte {offset} is not a header") from error
             offset += _BLOCK
             yield info.name, Location(path, offset, info.size)
             offset += -(-info.size // _BLOCK) * _BLOCK

@@ -313,7 +313,7 @@ def examine(
 ) -> Index:
     """Reads and decodes every file; `root` is a real path, below which they lie.
 
-    Raises InvalidInput (DATASET_UNUSABLE) when too many are no images, or a class is left
+    Raises InvalidInput (DATASET_UNUSABLE) when too many are not images, or a class is left
     without any.
     """
     files = _sampled(arranged.files, most) if most else arranged.files
@@ -405,7 +405,7 @@ def _check_bad(bad: Sequence[LeftOutFile], good: int, *, is_labelled: bool) -> N
         return
     raise InvalidInput(
         Reason.DATASET_UNUSABLE,
-        f"{len(bad)} of {total} files are no readable images, too many to leave out; mend or "
+        f"{len(bad)} of {total} files are not readable images, too many to leave out; fix or "
         f"remove them: {_listed(bad)}",
     )
 
@@ -428,7 +428,7 @@ def _check_left(
 def _all_left_out(what: str, rows: Sequence[LeftOutFile], remove: str) -> InvalidInput:
     return InvalidInput(
         Reason.DATASET_UNUSABLE,
-        f"{what} is left without images, since all its files are left out: {_listed(rows)}; mend "
+        f"{what} is left without images, since all its files are left out: {_listed(rows)}; fix "
         f"them, or remove {remove}",
     )
 

@@ -56,7 +56,7 @@ class Trainer(Protocol):
         """Asks it to end, kills it and its children after `grace_s`. Harmless after its end."""
 
     def last_words(self) -> list[str]:
-        """The last lines of what it printed that is no record."""
+        """The last lines of what it printed that is not a record."""
 
 
 class Launcher(Protocol):
@@ -152,7 +152,7 @@ class ProcessTrainer:
         return self._process.pid
 
     async def next_record(self) -> Record | None:
-        """See `Trainer`. A line that is no record is logged and passed over."""
+        """See `Trainer`. A line that is not a record is logged and passed over."""
         assert self._process.stdout is not None
         while True:
             try:
@@ -217,7 +217,7 @@ class ProcessTrainer:
             os.close(handle)
 
     def _complain(self, what: str) -> None:
-        log.warning("the trainer wrote %s, which is no record", what,
+        log.warning("the trainer wrote %s, which is not a record", what,
                     extra={"job_id": self._job_id})  # fmt: skip
 
 

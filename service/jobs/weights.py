@@ -1,7 +1,7 @@
 """Names the weights that a job can start from, and finds out whether they are available.
 
 Registered backbones are found by the names that requests call them, or said not to be. They are
-used as they are: what trains a network is no method for one. Knows the names of files, and reads
+used as they are: what trains a network is not a method for one. Knows the names of files, and reads
 none.
 """
 

@@ -44,7 +44,7 @@ _guard = threading.Lock()
 
 
 def arm(plan: str) -> None:
-    """Replaces the plan; raises ValueError for a text that is no plan."""
+    """Replaces the plan; raises ValueError for a text that is not a plan."""
     armed: dict[str, list[_Action]] = {}
     for text in plan.split(";"):
         if not text:

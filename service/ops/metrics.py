@@ -58,22 +58,24 @@ class Metrics:
         def seconds(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(f"graft_{name}", text, labels, registry=registry, buckets=_SECONDS)
 
-        self.rpc_calls = counter("rpc_calls", "Calls ended, by method and code.", "method", "code")
-        self.rpc_seconds = seconds("rpc_duration_seconds", "Time of a whole call.", "method")
-        self.rpc_active = gauge("rpc_active", "Calls being served.", "method")
+        self.rpc_calls = counter(
+            "rpc_calls", "Completed calls, by method and status code.", "method", "code"
+        )
+        self.rpc_seconds = seconds("rpc_duration_seconds", "Duration of calls.", "method")
+        self.rpc_active = gauge("rpc_active", "Calls in progress.", "method")
         self.refused_calls = counter(
             "refused_calls",
             "Calls refused by authentication, role or quota, by reason.",
             "reason",
         )
         self.reloads = counter(
-            "reloads", "Reloads of files: access_file or certificate; ok or failed.", "what",
+            "reloads", "Reloads of the access_file or the certificate: ok or failed.", "what",
             "outcome",
         )  # fmt: skip
         self.reload_failing = gauge(
             "reload_failing",
-            "1 while the access_file or certificate on disk is not valid, and the one before is "
-            "in force.",
+            "1 while the last reload of the access_file or the certificate failed, and the "
+            "previous one is still used.",
             "what",
         )
         self.next_token_expiry = gauge(
@@ -93,7 +95,9 @@ class Metrics:
             "model",
         )
         self.images = counter(
-            "images", "Images answered, by model and outcome (ok or the reason).", "model",
+            "images",
+            "Classified images, by model and outcome (ok or the reason of the error).",
+            "model",
             "outcome",
         )  # fmt: skip
         self.outlier_score = Histogram(
@@ -105,7 +109,10 @@ class Metrics:
             buckets=_OUTLIER_SCORES,
         )
         self.batch_size = Histogram(
-            "graft_batch_size", "Images run at once.", registry=registry, buckets=_BATCH
+            "graft_batch_size",
+            "Images in one run of a backbone.",
+            registry=registry,
+            buckets=_BATCH,
         )
         self.recent_features = counter(
             "recent_features",
@@ -116,14 +123,21 @@ class Metrics:
             "recent_features_bytes", "Bytes of recent images' features in memory, estimated."
         )
         self.recent_features_limit = gauge(
-            "recent_features_bytes_limit", "Limit on those bytes; 0 keeps none."
+            "recent_features_bytes_limit",
+            "Limit on graft_recent_features_bytes; 0 means that none are kept.",
         )
-        self.queue_depth = gauge("queue_depth", "Images waiting for inference.")
-        self.queue_limit = gauge("queue_limit", "Limit on images waiting; more are refused.")
+        self.queue_depth = gauge("queue_depth", "Images that wait for inference.")
+        self.queue_limit = gauge(
+            "queue_limit", "Limit on graft_queue_depth; more images are refused."
+        )
         self.data_free_bytes = gauge("data_free_bytes", "Free bytes on the data folder's disk.")
         self.data_disk_bytes = gauge("data_disk_bytes", "Size of the data folder's disk.")
-        self.loads = counter("loads", "Loads into memory.", "kind", "outcome")
-        self.hits = counter("loaded_hits", "Hits of the model cache.", "kind")
+        self.loads = counter(
+            "loads", "Backbones and heads loaded into memory, by outcome.", "kind", "outcome"
+        )
+        self.hits = counter(
+            "loaded_hits", "Lookups that found the backbone or head in memory.", "kind"
+        )
         self.eviction_age_seconds = Histogram(
             "graft_eviction_age_seconds",
             "Time from the last use to the eviction; low ages mean too little memory.",
@@ -131,14 +145,18 @@ class Metrics:
             registry=registry,
             buckets=(1, 10, 60, 300, 1800, 7200, 43_200, 172_800),
         )
-        self.evictions = counter("evictions", "Unloads to stay within the memory limit.", "kind")
+        self.evictions = counter(
+            "evictions", "Backbones and heads unloaded to stay within the memory limit.", "kind"
+        )
         self.loaded = gauge("loaded", "Backbones and heads in memory.", "kind")
-        self.loaded_bytes = gauge("loaded_bytes", "Bytes in memory, estimated.", "kind")
+        self.loaded_bytes = gauge(
+            "loaded_bytes", "Bytes of loaded backbones and heads, estimated.", "kind"
+        )
         self.blobs_damaged = counter(
             "blobs_damaged", "Stored files that were found damaged or missing when read."
         )
-        self.loaded_bytes_limit = gauge("loaded_bytes_limit", "Limit on loaded bytes.")
-        self.jobs_ended = counter("jobs_ended", "Jobs that ended, by final state.", "state")
+        self.loaded_bytes_limit = gauge("loaded_bytes_limit", "Limit on graft_loaded_bytes.")
+        self.jobs_ended = counter("jobs_ended", "Completed jobs, by final state.", "state")
         self.versions_published = counter(
             "versions_published",
             "Versions made, by outcome (published or candidate), whether they are calibrated (yes "
@@ -156,8 +174,8 @@ class Metrics:
         )
         epoch = ("job_id", "model")
         self.epoch: dict[str, Gauge] = {
-            "epoch": gauge("training_epoch", "Epochs done by a running job.", *epoch),
-            "epochs": gauge("training_epochs_planned", "Epochs planned.", *epoch),
+            "epoch": gauge("training_epoch", "Completed epochs of a running job.", *epoch),
+            "epochs": gauge("training_epochs_planned", "Planned epochs of a running job.", *epoch),
             "train_loss": gauge("training_train_loss", "Training loss of the last epoch.", *epoch),
             "train_accuracy": gauge(
                 "training_train_accuracy", "Training accuracy of the last epoch.", *epoch
@@ -175,7 +193,7 @@ class Metrics:
         }
         self.provider_info = gauge(
             "provider_info",
-            "1; what computes until backbones are measured, and why.",
+            "Always 1; the execution provider until backbones are measured, and why it was chosen.",
             "provider",
             "precision",
             "why",
@@ -189,16 +207,16 @@ class Metrics:
         )
         self.providers_chosen = counter(
             "providers_chosen_total",
-            "Backbones' files by the provider that was measured to be quickest for runs on so "
-            "many cores.",
+            "Backbone files, by the provider that was measured to be fastest for runs on so many "
+            "cores.",
             "provider",
             "precision",
             "cores",
         )
         self.measurements_pending = gauge(
-            "measurements_pending", "Backbones' files that wait to be measured."
+            "measurements_pending", "Backbone files that wait to be measured."
         )
-        build_info = gauge("build_info", "1; versions of the software that runs.", *versions)
+        build_info = gauge("build_info", "Always 1; versions of the running software.", *versions)
         build_info.labels(*versions.values()).set(1)
 
     def calls(self, method: str) -> "Calls":

@@ -117,7 +117,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         if not registry.is_registered(name) or request.name in registry.BACKBONES:
             raise InvalidInput(
                 Reason.INVALID_FIELD,
-                f"{request.name[:80]!r} is no registered backbone's name: onnx/NAME is",
+                f"{request.name[:80]!r} is not a registered backbone's name: onnx/NAME is",
                 field="name",
             )
         await asyncio.to_thread(self._backbones.delete, name, principal.current().tenant)

@@ -225,5 +225,5 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
 
 def _no_message(raw: bytes) -> InvalidInput:
     return InvalidInput(
-        Reason.INVALID_FIELD, f"the request's {len(raw)} bytes are no message of its kind"
+        Reason.INVALID_FIELD, f"the request's {len(raw)} bytes are not a message of its kind"
     )

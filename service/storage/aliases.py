@@ -128,8 +128,8 @@ def roll_back(connection: Connection, model: ModelKey, alias: str) -> tuple[int,
         instead = "promote or publish another one" if alias == LATEST else "point it to another one"
         raise WrongState(
             Reason.NO_EARLIER_VERSION,
-            f"the alias {alias} of {model.name} points to version {now}, and to no other "
-            f"that is still there before: {instead}",
+            f"the alias {alias} of {model.name} points to version {now} and has no earlier "
+            f"version to roll back to: {instead}",
         )
     connection.execute(
         "DELETE FROM alias_moves WHERE tenant = ? AND model = ? AND alias = ? AND move > ?",

@@ -134,7 +134,7 @@ class DatasetEdits:
         if not _DIGEST.fullmatch(image_digest):
             raise InvalidInput(
                 Reason.INVALID_FIELD,
-                f"{shown(image_digest)} is no sha256: give 64 hexadecimal digits, in lower case",
+                f"{shown(image_digest)} is not a sha256: give 64 hexadecimal digits, in lower case",
                 field="image_digest",
             )
         records = self._keeper.erase(image_digest, tenant, self._go_on)

@@ -208,7 +208,7 @@ class ModelStore:
             return [VersionSource(**row) for row in rows]
 
     def newest(self, model: ModelKey) -> VersionRecord | None:
-        """Returns the newest version of a model that is no candidate; None where there is none."""
+        """Returns the newest version of a model that is not a candidate, or None."""
         with self._database.read() as connection:
             row = connection.execute(
                 "SELECT * FROM versions WHERE tenant = ? AND model = ? AND is_candidate = 0"

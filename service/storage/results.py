@@ -105,12 +105,12 @@ def _not_whole(what: str) -> Aborted:
 def filled_json(content: bytes, record: VersionRecord) -> bytes:
     """Sets `version`, `is_candidate` and `gate_failures` of a report.json.
 
-    Raises Damaged (MODEL_UNLOADABLE) where it is no JSON object.
+    Raises Damaged (MODEL_UNLOADABLE) where it is not a JSON object.
     """
     try:
         report = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise unloadable("report", "is no JSON object") from error
+        raise unloadable("report", "is not a JSON object") from error
     filled = {
         "version": record.version,
         "is_candidate": record.is_candidate,
@@ -122,13 +122,13 @@ def filled_json(content: bytes, record: VersionRecord) -> bytes:
 def filled_html(content: bytes, record: VersionRecord) -> bytes:
     """Writes the number and how the version stands into the title and the header of a page.
 
-    Raises Damaged (MODEL_UNLOADABLE) where it is no UTF-8.
+    Raises Damaged (MODEL_UNLOADABLE) where it is not UTF-8.
     """
     kind = " (candidate)" if record.is_candidate else ""
     try:
         page = content.decode()
     except UnicodeDecodeError as error:
-        raise unloadable("report", "is no UTF-8") from error
+        raise unloadable("report", "is not UTF-8") from error
     # The first is the head's: every name in the page is escaped.
     page = page.replace("</title>", f", version {record.version}{kind}</title>", 1)
     page = page.replace(REPORT_VERSION_MARK, f" version {record.version}{kind}", 1)

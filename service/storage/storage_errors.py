@@ -58,7 +58,7 @@ def of_database(error: sqlite3.Error, folder: Path, waited_s: float) -> GraftErr
 
 def is_damage(error: BaseException) -> bool:
     """Whether the database's file is not what was written, or the disk cannot read it back."""
-    # With a name of the schema that is no text, the module sqlite3 cannot say what SQLite says.
+    # With a name of the schema that is not a text, the module sqlite3 cannot say what SQLite says.
     return isinstance(error, UnicodeDecodeError) or (
         _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         or _whole_code(error) == sqlite3.SQLITE_IOERR_CORRUPTFS
@@ -89,7 +89,7 @@ def busy(waited_s: float) -> Unavailable:
 
 
 def damaged() -> Damaged:
-    """The database's file is not what was written; waiting does not mend it."""
+    """The database's file is not what was written; waiting does not fix it."""
     return Damaged(
         Reason.STORAGE_DAMAGED,
         "the server's database is damaged: nothing can be stored, or looked up reliably, before "

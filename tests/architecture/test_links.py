@@ -46,7 +46,7 @@ def links(text: str) -> list[str]:
 
 
 def test_there_are_pages_and_links() -> None:
-    assert {"README.md", "docs/README.md"} <= set(PAGES)
+    assert {"README.md", "docs/README.md", "docs/tutorial.md", "CONTRIBUTING.md"} <= set(PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES)

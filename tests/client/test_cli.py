@@ -332,7 +332,7 @@ def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> N
     [
         (["predict", "nope", __file__], 1, "[MODEL_NOT_FOUND]"),
         (["predict", "pets", "/no/such.jpg"], 2, "/no/such.jpg: no such file or folder"),
-        (["predict", "pets:x", __file__], 2, "'x' is no version"),
+        (["predict", "pets:x", __file__], 2, "'x' is not a version"),
         (["predict", "pets@", __file__], 2, "names no alias"),
         (["models", "delete", "pets@prod"], 2, "not by an alias"),
         (["models", "alias", "pets", "prod"], 2, "either the VERSION"),
@@ -344,12 +344,12 @@ def test_health_says_whether_the_server_serves(run: Run, server: FakeGraft) -> N
         ),
         (["finetune", "server:/x", "--name", "cats", "--base", "cats:"], 2, "names no version"),
         (["finetune", "server:/x", "--name", "cats", "--base", "cats@"], 2, "names no alias"),
-        (["finetune", "server:/x", "--name", "cats", "--base", "0"], 2, "'0' is no version"),
+        (["finetune", "server:/x", "--name", "cats", "--base", "0"], 2, "'0' is not a version"),
         (["finetune", "server:/x", "--name", "pets", "--base", "no"], 1, "[ALIAS_NOT_FOUND]"),
-        (["promote", "pets", "latest"], 2, "'latest' is no version"),
+        (["promote", "pets", "latest"], 2, "'latest' is not a version"),
         (["export", "pets", "-o", "/no/such/folder/pets.onnx"], 2, "graft: /no/such/folder: there"),
         (["export", "pets", "-o", "/"], 2, "graft: /: is a folder: name a file"),
-        (["finetune", "server:/x", "--name", "a\ud800"], 1, "are no UTF-8"),
+        (["finetune", "server:/x", "--name", "a\ud800"], 1, "are not UTF-8"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(

@@ -120,7 +120,10 @@ def test_errors_are_json_where_that_was_asked_for(
     ("arguments", "told"),
     [
         (["fintune"], "graft: argument COMMAND: there is no 'fintune'; did you mean finetune?"),
-        (["models", "--server", "::1:50051"], "'::1:50051' is no address: write an IPv6 address"),
+        (
+            ["models", "--server", "::1:50051"],
+            "'::1:50051' is not an address: write an IPv6 address",
+        ),
         (
             ["jobs", "wach"],
             "graft: argument ACTION: there is no 'wach'; did you mean watch? (see graft jobs",
@@ -132,7 +135,10 @@ def test_errors_are_json_where_that_was_asked_for(
             "'--nam' is no argument of this command; did you mean --name",
         ),
         (["rank", "x", "--tme-budget", "3"], "no argument of this command; did you mean"),
-        (["rank", "x", "--wholly-else", "3"], "'--wholly-else' is no argument of this command ("),
+        (
+            ["rank", "x", "--wholly-else", "3"],
+            "'--wholly-else' is not an argument of this command (",
+        ),
     ],
 )
 def test_a_mistyped_word_is_one_line_that_says_what_was_meant(

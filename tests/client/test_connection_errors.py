@@ -133,7 +133,7 @@ MAKE: dict[str, Callable[[Listeners], Case]] = {
     "the scheme of a web address": lambda at: Case("http://127.0.0.1:50051", is_address=True),
     "an IPv6 address without brackets": lambda at: Case("::1:50051", is_address=True),
     "no port": lambda at: Case("127.0.0.1", is_address=True),
-    "a port that is no number": lambda at: Case("127.0.0.1:grpc", is_address=True),
+    "a port that is not a number": lambda at: Case("127.0.0.1:grpc", is_address=True),
 }
 
 

@@ -55,8 +55,8 @@ def test_no_label_is_sent_to_an_unlabelled_dataset(client: Any, server: FakeGraf
 def test_images_are_removed_and_put_into_other_classes(client: Any, server: FakeGraft) -> None:
     first = client.upload_dataset(PAIRS)
     less = client.remove_images(first, [digest(b"2")])
-    other = client.relabel_images(less.dataset_id, {digest(b"1"): "wolf"}, display_name="mended")
-    assert (other.dataset_id != less.dataset_id, other.display_name) == (True, "mended")
+    other = client.relabel_images(less.dataset_id, {digest(b"1"): "wolf"}, display_name="fixed")
+    assert (other.dataset_id != less.dataset_id, other.display_name) == (True, "fixed")
     [removed], [moved] = server.requests("RemoveImages"), server.requests("RelabelImages")
     assert (removed.dataset_id, list(removed.digests)) == (first.dataset_id, [digest(b"2")])
     assert (moved.dataset_id, dict(moved.labels)) == (less.dataset_id, {digest(b"1"): "wolf"})
@@ -122,7 +122,7 @@ def test_the_command_adds_removes_relabels_lists_and_erases(
     assert json.loads(run("datasets", "erase", new, "--json")[1])["versions"] == []
     code, _, err = run("datasets", "relabel", dataset_id, "no equals sign")
     assert code == 2
-    assert "is no DIGEST=CLASS" in err
+    assert "is not a DIGEST=CLASS" in err
     missing = graftml.NotFound("no such image", reason=graftml.Reason.IMAGE_NOT_FOUND)
     server.fail("RemoveImages", missing)
     code, _, err = run("datasets", "remove", dataset_id, new)

@@ -1,4 +1,4 @@
-"""Images that are no paths or arrays: open files, PIL images of every mode, base64, URLs."""
+"""Images that are not paths or arrays: open files, PIL images of every mode, base64, URLs."""
 
 import base64
 import io

@@ -122,7 +122,7 @@ def test_an_array_that_is_no_image_is_refused_with_what_to_do(
 @pytest.mark.parametrize("image", [3, object(), None])
 def test_what_is_no_image_is_refused_with_what_is(connect: Any, image: Any) -> None:
     for images in (image, [image]):
-        with pytest.raises(graftml.InvalidArgument, match="is no image: give a path"):
+        with pytest.raises(graftml.InvalidArgument, match="is not an image: give a path"):
             connect("localhost:1").predict(images, "pets")
 
 

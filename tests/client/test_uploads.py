@@ -306,9 +306,9 @@ def test_a_file_that_becomes_shorter_while_it_is_sent_is_noticed(folder: Path) -
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (3, "a int is no data"),
+        (3, "a int is not data"),
         ([("cat", b"x"), "dog"], r"data\[1\] is a str, no pair: give a label"),
-        ([("cat", 3)], r"data\[0\]: a int is no image"),
+        ([("cat", 3)], r"data\[0\]: a int is not an image"),
     ],
 )
 def test_what_is_no_data_is_refused_with_what_is(client: Any, data: Any, message: str) -> None:

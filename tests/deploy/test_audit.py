@@ -27,7 +27,7 @@ OURS = {"name": "graftml-server", "skip_reason": "editable"}
     ("pypi", "osv", "code", "told"),
     [
         ([SOUND, OURS], "not reached", 0, "1 packages asked of pypi"),
-        ([SOUND, BAD], "not reached", 1, "VULNERABLE: bad 2: CVE-1 (mended in 3)"),
+        ([SOUND, BAD], "not reached", 1, "VULNERABLE: bad 2: CVE-1 (fixed in 3)"),
         ([SOUND, UNHEARD], [SOUND, SOUND], 0, "2 packages asked of osv"),
         ([SOUND, UNHEARD], "not reached", 3, "NOT ASKED of osv: not reached"),
         ([UNHEARD, BAD], "not reached", 1, "CVE-1"),

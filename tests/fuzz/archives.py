@@ -1,4 +1,4 @@
-"""Archives of every format, as they come and with their checksums mended, to their classes."""
+"""Archives of every format, as they come and with their checksums fixed, to their classes."""
 
 import gzip
 import io
@@ -34,14 +34,14 @@ def _ground() -> Path:
 
 def run(data: bytes) -> None:
     """Unpacks and arranges; nothing may be written elsewhere, or more than is allowed."""
-    mended = with_checksums(data)
-    if mended != data:
+    fixed = with_checksums(data)
+    if fixed != data:
         # Refused for its checksums most likely, which says nothing of the rest.
         with suppress(GraftError):
             _unpack(data)
         with suppress(GraftError):
-            _unpack(gzip.compress(mended, 1))
-    _unpack(mended)
+            _unpack(gzip.compress(fixed, 1))
+    _unpack(fixed)
 
 
 def _unpack(data: bytes) -> None:
@@ -67,7 +67,7 @@ def _unpack(data: bytes) -> None:
         if not written <= {"archive", "a", "a/b", "a/b/into"}:
             raise Broken(f"written elsewhere: {sorted(written)}")
         if is_strange:
-            raise Broken("it is no plain file")
+            raise Broken("it is not a plain file")
         if size > LIMITS.max_unpacked_bytes:
             raise Broken(f"{size} bytes were written")
 
@@ -92,12 +92,12 @@ def with_checksums(data: bytes) -> bytes:
     """A tar whose headers have right checksums, wherever a header may lie."""
     if data[257:262] != b"ustar":
         return data
-    mended = bytearray(data)
+    fixed = bytearray(data)
     for at in range(0, len(data) - 511, 512):
         if data[at + 257 : at + 262] == b"ustar":
-            mended[at + 148 : at + 156] = b" " * 8
-            mended[at + 148 : at + 156] = f"{sum(mended[at : at + 512]):06o}\0 ".encode()
-    return bytes(mended)
+            fixed[at + 148 : at + 156] = b" " * 8
+            fixed[at + 148 : at + 156] = f"{sum(fixed[at : at + 512]):06o}\0 ".encode()
+    return bytes(fixed)
 
 
 def seeds() -> list[bytes]:

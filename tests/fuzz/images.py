@@ -1,4 +1,4 @@
-"""Image files, as they come and with their checksums mended; tensors of pixels."""
+"""Image files, as they come and with their checksums fixed; tensors of pixels."""
 
 import io
 import struct
@@ -50,18 +50,18 @@ def run(data: bytes) -> None:
         is_float, *shape = struct.unpack_from("<?3i", data, 1)
         _check(preprocess.from_tensor(data[14:], shape, is_float=is_float))
         return
-    mended = with_checksums(data)
-    if mended != data:
+    fixed = with_checksums(data)
+    if fixed != data:
         with suppress(GraftError):
             _check(preprocess.decode(data))
     with suppress(GraftError):
-        facts = preprocess.inspect(mended)
-        if facts.pixels != preprocess.count_pixels(mended):
+        facts = preprocess.inspect(fixed)
+        if facts.pixels != preprocess.count_pixels(fixed):
             raise Broken(f"{facts.pixels} pixels")
         if facts.bits not in (0, *preprocess.USUAL_BITS):
             raise Broken(f"{facts.bits} bits")
     for decoding in _DECODINGS:
-        _check(preprocess.decode(mended, decoding))
+        _check(preprocess.decode(fixed, decoding))
 
 
 def _check(pixels: Any) -> None:
@@ -73,15 +73,15 @@ def with_checksums(data: bytes) -> bytes:
     """A PNG whose chunks have right checksums: else none would get any further."""
     if not data.startswith(_PNG):
         return data
-    mended, at = bytearray(data), len(_PNG)
+    fixed, at = bytearray(data), len(_PNG)
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
         end = at + 8 + length
         if end + 4 > len(data):
             break
-        struct.pack_into(">I", mended, end, zlib.crc32(data[at + 4 : end]))
+        struct.pack_into(">I", fixed, end, zlib.crc32(data[at + 4 : end]))
         at = end + 4
-    return bytes(mended)
+    return bytes(fixed)
 
 
 def seeds() -> list[bytes]:

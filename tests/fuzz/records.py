@@ -52,7 +52,7 @@ _VALUES: tuple[object, ...] = (
 
 
 def run(data: bytes) -> None:
-    """A line that is no record is told so; a record can be kept, replayed and shown."""
+    """A line that is not a record is told so; a record can be kept, replayed and shown."""
     if data.startswith(_SPOILT):
         data = _spoilt(Choices(data[1:]))
     if data.startswith(_MANIFEST):

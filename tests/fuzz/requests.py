@@ -132,7 +132,7 @@ def _upload(message: dataset_pb2.UploadDatasetRequest) -> None:
             labels.check_given(message.image.label, is_labelled=is_labelled)
             label = labels.canonical(message.image.label)
             if "/" in label or label != labels.canonical(label):
-                raise Broken(f"{label!r} is no class name")
+                raise Broken(f"{label!r} is not a class name")
             labels.check_alike([(label, ""), ("cat", "")], case_sensitive=is_labelled)
 
 

@@ -206,7 +206,7 @@ async def test_a_stream_that_is_no_upload_is_refused(service: Service) -> None:
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        (b"PK\x03\x04", "it is no ONNX model"),
+        (b"PK\x03\x04", "it is not an ONNX model"),
         (extractor(opsets={"": 5}).SerializeToString(), "it is of opset 5"),
         (extractor(outputs=["map", "embedding"]).SerializeToString(), "it has 2 outputs"),
         (extractor(inputs={"pixel_values": (1, 3, 64, 64)}).SerializeToString(), "[1, 3, 64, 64]"),

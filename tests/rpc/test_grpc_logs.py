@@ -1,4 +1,4 @@
-"""Headers that are no UTF-8: what gRPC logs of them holds no secrets, and ends nothing."""
+"""Headers that are not UTF-8: what gRPC logs of them holds no secrets, and ends nothing."""
 
 import asyncio
 import json

@@ -210,7 +210,7 @@ async def test_whatever_a_field_holds_the_call_is_answered_and_nothing_is_stored
 async def test_bytes_that_are_no_message_are_refused_as_invalid_by_every_method(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # A field's number 0; a length beyond the end; text that is no UTF-8 in field 1.
+    # A field's number 0; a length beyond the end; text that is not UTF-8 in field 1.
     for garbage in (b"\0\0", b"\x0a\xff\xff\xff\x7f", b"\x0a\x02\xff\xfe"):
         for method in OURS:
             code = await answer(service, method, [garbage])

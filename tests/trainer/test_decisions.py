@@ -266,7 +266,7 @@ def test_people_name_a_decision_too(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ("ants", "ants=1.5", "nan", "ants="):
         with pytest.raises(SystemExit):
             decision("--threshold", wrong)
-        assert "is no probability" in capsys.readouterr().err
+        assert "is not a probability" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         decision("--threshold", "0.5", "--decision", "balanced")
 

@@ -185,9 +185,15 @@ def run_documented(
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(encode(gradient(40, 30), "JPEG"))
     monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"```python\n(.*?)```", EXPORT, re.DOTALL)
+    short, program = re.findall(r"```python\n(.*?)```", EXPORT, re.DOTALL)
+    few: dict[str, Any] = {}
+    exec(compile(short, "docs/how-to/export.md", "exec"), few)
     names: dict[str, Any] = {}
     exec(compile(program, "docs/how-to/export.md", "exec"), names)
+    # The six lines decode a JPEG at its full size.
+    steps = names["steps"]
+    if (steps["crop"], steps["resize"], steps["framing"]) == (224, 256, "crop"):
+        assert abs(few["probabilities"][0] - names["probabilities"][0]).max() < 0.01
     return names
 
 

@@ -306,7 +306,7 @@ def test_names_of_groups_that_look_unmeant_are_told(
 ) -> None:
     folder = make_folder(per_class=6)
     run(make_spec(folder, grouping=Grouping(name_pattern="{group}.png")), told.append)
-    assert any("6 groups hold images of several classes" in n.text for n in told.of(Note))  # type: ignore[attr-defined]
+    assert any("6 groups have images of several classes" in n.text for n in told.of(Note))  # type: ignore[attr-defined]
     for label in ("blue", "red"):
         for path in list((folder / label).iterdir()):
             path.rename(path.with_name(f"{label}{path.name}"))

@@ -81,7 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def ants_and_bees(
     runs: Runs, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Manifest, Report, Head]:
-    # Its one GIF is no photo of an ant, but a picture that says "image not found".
+    # Its one GIF is not a photo of an ant, but a picture that says "image not found".
     folder = tmp_path_factory.mktemp("photos") / "hymenoptera_data"
     shutil.copytree(
         photographs.folder("hymenoptera_data"), folder, ignore=shutil.ignore_patterns("*.gif")

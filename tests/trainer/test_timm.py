@@ -115,7 +115,7 @@ def test_a_network_without_pretrained_weights_may_start_from_random_ones(tmp_pat
          ("stem", *(f"stage{n}" for n in range(1, 6)), "top"), "stage4"),
         ("mobilenetv3_small_050", [1024, 72, 288, 288],
          ("stem", *(f"stage{n}" for n in range(1, 7)), "top"), "stage5"),
-        # Colours last within: its stages are no images of features.
+        # Colours last within: its stages are not images of features.
         ("test_mambaout", [256], ("stem", *(f"stage{n}" for n in range(1, 5)), "top"), "stage4"),
         # Of an unknown kind: the last layer, trained as a whole.
         ("dla46_c", [256], ("",), ""),

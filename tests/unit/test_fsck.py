@@ -315,11 +315,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
     ),
     "a job that ended holds": (
         sql(f"UPDATE holds SET holder = {FAILED} WHERE kind = 'dataset'"),
-        "ds-.*: is a dataset held by job-.*, which is no job that waits or runs",
+        "ds-.*: is a dataset held by job-.*, which is not a job that waits or runs",
     ),
     "an unknown job holds": (
         sql("UPDATE holds SET holder = 'job-x' WHERE kind = 'backbone'"),
-        ": is a backbone held by job-x, which is no job that waits or runs",
+        ": is a backbone held by job-x, which is not a job that waits or runs",
     ),
     "a waiting job's dataset is gone": (
         sql("DELETE FROM datasets WHERE dataset_id IN (SELECT name FROM holds)"),

@@ -68,9 +68,9 @@ def test_a_file_can_say_all_that_flags_can(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("prot = 1", "holds prot, which is no setting; did you mean port?"),
-        ("foo = 1", "holds foo, which is no setting; `graft-server run --help`"),
-        ("[server]\nport = 1", "holds server, which is no setting"),
+        ("prot = 1", "holds prot, which is not a setting; did you mean port?"),
+        ("foo = 1", "holds foo, which is not a setting; `graft-server run --help`"),
+        ("[server]\nport = 1", "holds server, which is not a setting"),
         ('port = "1"', ": port is '1'; it must be a whole number"),
         ("port = 1.0", ": port is 1.0; it must be a whole number"),
         ("port = true", ": port is true; it must be a whole number"),
@@ -81,8 +81,11 @@ def test_a_file_can_say_all_that_flags_can(tmp_path: Path) -> None:
         ("data_dir = 1", ": data_dir is 1; it must be a text in quotes"),
         ('allowed_dirs = "/tmp"', ": allowed_dirs is '/tmp'; it must be an array of texts"),
         ("allowed_dirs = [1]", ": allowed_dirs is [1]; it must be an array of texts"),
-        ('allowed_dirs = ["/no/such"]', ": allowed_dirs names '/no/such', which is no folder here"),
-        ("port = ", "is no TOML: "),
+        (
+            'allowed_dirs = ["/no/such"]',
+            ": allowed_dirs names '/no/such', which is not a folder here",
+        ),
+        ("port = ", "is not TOML: "),
     ],
 )
 def test_a_bad_key_or_value_of_a_file_is_named_with_the_file(
@@ -139,9 +142,9 @@ def test_folders_for_images_that_overlap_the_data_folder_are_refused(
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"GRAFT_PROT": "1"}, "GRAFT_PROT, which is no setting; did you mean GRAFT_PORT?"),
+        ({"GRAFT_PROT": "1"}, "GRAFT_PROT, which is not a setting; did you mean GRAFT_PORT?"),
         # Nothing is like it, but for the beginning that all have.
-        ({"GRAFT_FOO": "1"}, "GRAFT_FOO, which is no setting; `graft-server run --help`"),
+        ({"GRAFT_FOO": "1"}, "GRAFT_FOO, which is not a setting; `graft-server run --help`"),
         ({"GRAFT_XYZZY": "1"}, "`graft-server run --help` lists all"),
         ({"GRAFT_PORT": "x"}, "GRAFT_PORT is 'x'; it must be a whole number"),
         ({"GRAFT_PORT": "70000"}, "from 0 to 65535"),

@@ -192,7 +192,7 @@ def run(work: Work, deadline: float | None, send: Send) -> Result:
     """Trains the backbone in place; epochs are planned to end before `deadline`.
 
     Goes on from a checkpoint of the same work, whose epochs are told again. Raises GraftError
-    with TRAINING_FAILED when the loss is no number any more, and OutOfTimeError where
+    with TRAINING_FAILED when the loss is not a number any more, and OutOfTimeError where
     `work.is_whole` and the deadline, a `time.monotonic()`, has no room.
     """
     return _Training(work, deadline, send).run()

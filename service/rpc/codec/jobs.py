@@ -31,7 +31,7 @@ def state(number: int) -> JobState:
     if number not in pb.JobState.values() or number == pb.JOB_STATE_UNSPECIFIED:
         raise InvalidInput(
             Reason.INVALID_FIELD,
-            f"states holds {number}, which is no job state: use values of JobState",
+            f"states holds {number}, which is not a job state: use values of JobState",
             field="states",
         )
     return JobState(pb.JobState.Name(number).removeprefix("JOB_STATE_"))

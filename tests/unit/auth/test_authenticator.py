@@ -93,7 +93,7 @@ def test_a_file_gives_callers_with_their_tenants_roles_and_quotas(file: Path) ->
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[tenants.a\n", "it is no TOML: .*line 1"),
+        ("[tenants.a\n", "it is not TOML: .*line 1"),
         ("", "it is empty"),
         ("[teants.a]\n", "the key 'teants' is not known"),
         ("tenants = 3\n", "tenants must be tables"),
@@ -359,7 +359,7 @@ def test_a_file_that_cannot_be_used_is_reported_once_and_the_old_one_stays(
     )
     assert (reloads(metrics, "failed"), failing(metrics)) == (1, 1)
     assert authenticator.admit(PREDICT, bearer("ci")).name == "ci"
-    # Once mended, the very file from before counts again, and further damage is reported.
+    # Once fixed, the very file from before counts again, and further damage is reported.
     write(file, GOOD)
     authenticator.poll()
     assert (reloads(metrics, "ok"), failing(metrics)) == (1, 0)

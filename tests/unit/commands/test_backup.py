@@ -201,7 +201,7 @@ def test_what_is_there_is_not_restored_over(data: Path, copy: Path, tmp_path: Pa
     (tmp_path / "letters" / "a").touch()
     assert "holds a: restore into an empty folder" in restore(copy, tmp_path / "letters")
     assert len(list((tmp_path / "letters").iterdir())) == 1
-    assert "is no backup" in restore(tmp_path / "nothing", tmp_path / "restored")
+    assert "is not a backup" in restore(tmp_path / "nothing", tmp_path / "restored")
 
 
 def test_a_volume_of_its_own_and_a_restore_that_was_killed_are_no_hindrance(
@@ -275,10 +275,10 @@ def test_a_backup_takes_a_data_folder_alone_and_overwrites_nothing(
     assert "no data folder" in backup(tmp_path / "empty", tmp_path / "copy")
     other = shutil.copytree(data, tmp_path / "other")
     before = state(other)
-    assert f"{other} holds lock and is no backup" in backup(data, other)
+    assert f"{other} holds lock and is not a backup" in backup(data, other)
     assert state(other) == before
     (tmp_path / "empty" / "letters").touch()
-    assert "holds letters and is no backup" in backup(data, tmp_path / "empty")
+    assert "holds letters and is not a backup" in backup(data, tmp_path / "empty")
 
 
 def damage_page(file: Path) -> None:

@@ -233,7 +233,7 @@ async def test_numbers_are_known_by_their_shape_and_type_too(
     for shape, is_float in (([4, 4, 3], False), ([2, 8, 3], False), ([2, 2, 3], True)):
         for _ in range(2):
             await ask(engine, model, Tensor(lambda: data, shape, is_float=is_float))
-    # The floats are no image, and are looked at again.
+    # The floats are not an image, and are looked at again.
     assert len(decoded) == 4
 
 

@@ -87,7 +87,7 @@ def test_weights_that_old_exporters_list_as_inputs_are_no_inputs(tmp_path: Path)
 )
 def test_what_is_no_model_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "given.onnx").write_bytes(data)
-    with pytest.raises(InvalidInput, match=r"it is no ONNX model.*torch\.onnx\.export"):
+    with pytest.raises(InvalidInput, match=r"it is not an ONNX model.*torch\.onnx\.export"):
         backbone_graph.read(tmp_path / "given.onnx", ASKED)
 
 
@@ -205,7 +205,7 @@ def test_an_output_that_needs_no_images_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.FLOAT16, TensorProto.DOUBLE])
 def test_an_input_that_is_no_float32_is_refused(tmp_path: Path, kind: int) -> None:
-    assert "its input 'pixel_values' is no float32" in refusal(tmp_path, extractor(kind=kind))
+    assert "its input 'pixel_values' is not float32" in refusal(tmp_path, extractor(kind=kind))
 
 
 @pytest.mark.parametrize(

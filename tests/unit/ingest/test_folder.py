@@ -141,7 +141,7 @@ def test_a_pipe_is_not_waited_for_and_neither_it_nor_a_device_is_read(root: Path
     os.mkfifo(root / "dog/3.png")
     _, out = read(listed, root)
     assert [(row.path, row.detail) for row in out] == [
-        ("dog/3.png", "it is no plain file of this folder")
+        ("dog/3.png", "it is not a plain file of this folder")
     ]
     for path in (root / "dog/3.png", Path("/dev/zero")):
         with pytest.raises(InvalidInput, match="no plain file"):

@@ -58,7 +58,7 @@ def test_a_pack_that_is_cut_or_no_pack_is_refused(tmp_path: Path, cut: int) -> N
     path = tmp_path / "pack"
     write(path, CONTENTS)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ValueError, match="it is no pack"):
+    with pytest.raises(ValueError, match="it is not a pack"):
         list(members(path))
-    with pytest.raises(ValueError, match="it is no pack"):
+    with pytest.raises(ValueError, match="it is not a pack"):
         without(path, tmp_path / "less", (), lambda: None)

@@ -118,7 +118,7 @@ def test_links_and_files_of_other_formats_count_as_bad_and_what_nobody_took_for_
         (root / f"ants/link{number}.png").symlink_to("000.png")
     assert read(root, {}).summary.used == 10
     os.mkfifo(root / "ants/pipe.png")
-    assert "5 of 24 files are no readable images" in refusal(root, {})
+    assert "5 of 24 files are not readable images" in refusal(root, {})
 
 
 def test_one_class_alone_is_fine_and_a_class_left_without_images_is_not(tmp_path: Path) -> None:

@@ -145,4 +145,4 @@ def test_the_document_has_what_happens(outcomes: dict[str, tuple[dict[str, str],
 
 def _short(text: str) -> str:
     """Cuts a message before the names and the remedy, for a table."""
-    return re.split(r"; mend|: 'ants/|: put|: give|: rename|, since all| \(", text)[0]
+    return re.split(r"; fix|: 'ants/|: put|: give|: rename|, since all| \(", text)[0]

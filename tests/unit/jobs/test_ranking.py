@@ -33,7 +33,7 @@ def rank(house: House, folder: str, **asked: object) -> str:
 async def test_a_ranking_ends_with_its_result(
     make_house: MakeHouse, folder: str, tmp_path: Path
 ) -> None:
-    # What is no result of a ranking is none.
+    # What is not a result of a ranking is none.
     house = make_house(Script([FINISHED, RANKED]), trainer_threads=3, heartbeat_timeout_s=6)
     named = [PretrainedBackbone(backbone="resnet18", weights="random")]
     job_id = rank(house, folder, backbones=named, time_budget_s=5.0, seed=4)

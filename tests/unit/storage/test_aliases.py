@@ -191,7 +191,7 @@ def test_a_rollback_passes_over_deleted_versions(models: ModelStore, publish: Pu
     models.delete_version(BIRDS, 2)
     assert models.roll_back_alias(BIRDS, "latest").to_version == 1
     assert models.roll_back_alias(BIRDS, "prod").to_version == 1
-    # What was between is gone, and the other 1 is no earlier place.
+    # What was between is gone, and the other 1 is not an earlier place.
     with pytest.raises(WrongState):
         models.roll_back_alias(BIRDS, "prod")
 

@@ -424,7 +424,7 @@ def test_versions_that_were_trained_on_an_image_are_named_and_counted_when_it_is
 
 @pytest.mark.parametrize("asked", ["", "abc", "A" * 64, "0" * 63 + "\n", "../" + "0" * 61])
 def test_what_is_no_digest_is_told(edits: DatasetEdits, asked: str) -> None:
-    with pytest.raises(GraftError, match="is no sha256") as caught:
+    with pytest.raises(GraftError, match="is not a sha256") as caught:
         edits.erase(asked, TENANT)
     assert (caught.value.reason, caught.value.field) == (Reason.INVALID_FIELD, "image_digest")
 

@@ -185,7 +185,10 @@ def test_one_class_alone_is_a_dataset(datasets: DatasetStore) -> None:
         ([("cat", b"bad", "")], "no image was found among 1 files"),
         ([("cat", b"PIC1", ""), ("dog", b"bad", "")], "the class 'dog' is left without images"),
         ([("cat", b"PIC1", ""), ("dog", b"PIC1", "")], "the class 'cat' is left without images"),
-        ([("cat", b"PIC1", ""), *[("cat", b"bad", "")] * 5], "5 of 6 files are no readable images"),
+        (
+            [("cat", b"PIC1", ""), *[("cat", b"bad", "")] * 5],
+            "5 of 6 files are not readable images",
+        ),
         ([("cat", b"PIC1", ""), ("Cat", b"PIC2", "")], "differ in upper and lower case alone"),
         ([("caf\u00e9", b"PIC1", ""), ("cafe\u0301", b"PIC2", "")], "look the same"),
         ([], "brought nothing"),

@@ -26,7 +26,7 @@ def _on_event(event: str, arguments: tuple[object, ...]) -> None:
     if found is None or event not in _EVENTS:
         return
     path, root = str(arguments[0]), _here.root
-    # What is imported, or quoted in a traceback, is no file of the service's.
+    # What is imported, or quoted in a traceback, is not a file of the service's.
     if path.startswith(root):
         where = "".join(traceback.format_stack(limit=12)[:-1])
         if _NOT_YET in where:

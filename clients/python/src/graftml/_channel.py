@@ -58,7 +58,7 @@ def settings(
     scheme = target.partition("://")[0] if "://" in target else ""
     if scheme in ("http", "https", "grpc", "grpcs"):
         bare = target.partition("://")[2].rstrip("/")
-        raise invalid(f"{target!r} is no gRPC address: leave out the scheme, {bare!r}", "target")
+        raise invalid(f"{target!r} is not a gRPC address: leave out the scheme, {bare!r}", "target")
     _check_address(target)
     # Read from a file or a variable, it may end in a new line.
     token = (token or "").strip()
@@ -104,7 +104,7 @@ def _check_address(target: str) -> None:
     bare = host.strip("[]")
     if ":" in bare and not (host.startswith("[") and host.endswith("]")):
         raise invalid(
-            f"{target!r} is no address: write an IPv6 address in brackets, [{bare}]:{port}",
+            f"{target!r} is not an address: write an IPv6 address in brackets, [{bare}]:{port}",
             "target",
         )
     if not host or target.endswith("]"):

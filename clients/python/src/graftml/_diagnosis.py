@@ -245,8 +245,8 @@ def _look_for_another_protocol(
         text = answer[:40].split(b"\n")[0].decode("ascii", "backslashreplace").strip()
         raise _Found(f"{address.target} speaks something other than gRPC: it says {text!r}")
     raise _Found(
-        f"{address.target} takes connections and closes them at once: it is no gRPC server, or one "
-        "that refuses this machine"
+        f"{address.target} takes connections and closes them at once: it is not a gRPC server, or "
+        "one that refuses this machine"
     )
 
 

@@ -109,7 +109,7 @@ def _not_text(error: UnicodeEncodeError, where: str) -> InvalidArgument:
     at = f"{where}: " if where else ""
     return invalid(
         f"{at}the text {shown(text)} cannot be sent: {bad} at {error.start} is half of a "
-        "character, as names of files have that are no UTF-8: put something else in its place, "
+        "character, as names of files have that are not UTF-8: put something else in its place, "
         "as text.encode('utf-8', 'replace').decode() does",
         where,
     )

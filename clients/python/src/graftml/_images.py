@@ -166,7 +166,7 @@ def _file_bytes(image: Any, where: str) -> bytes:
 
 def _strange(image: object, where: str) -> InvalidArgument:
     return invalid(
-        f"{where}: a {type(image).__name__} is no image: give a path, the bytes of an image "
+        f"{where}: a {type(image).__name__} is not an image: give a path, the bytes of an image "
         "file, an open file, a PIL image or a NumPy array (of a tensor, its .numpy())",
         where,
     )

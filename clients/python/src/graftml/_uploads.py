@@ -180,7 +180,7 @@ def prepare(
         raise invalid(f"data is {_a(data)}: give {how}", "data")
     if not isinstance(data, Iterable):
         raise invalid(
-            f"a {type(data).__name__} is no data: give a folder, an archive, a dataset, a "
+            f"a {type(data).__name__} is not data: give a folder, an archive, a dataset, a "
             "ServerPath, or pairs of a label and an image"
         )
     first = header(display_name, pb.ARCHIVE_FORMAT_UNSPECIFIED)
@@ -257,7 +257,7 @@ def _images(
 
 
 def _refuse_single(data: object) -> None:
-    """Raises InvalidArgument for what can be iterated, or read, and is no list of images."""
+    """Raises InvalidArgument for what can be iterated, or read, and is not a list of images."""
     kind = type(data).__name__
     if isinstance(data, tarfile.TarFile | zipfile.ZipFile):
         raise invalid(f"data is an open archive ({kind}): close it, and give its path", "data")

@@ -243,7 +243,7 @@ def from_rpc(error: grpc.RpcError, target: str, timeout_s: float | None = None) 
         within = "" if timeout_s is None else f" within {timeout_s:.3g} s"
         message = f"no answer from {target}{within}: allow more time or look at the server's load"
     elif code is grpc.StatusCode.UNIMPLEMENTED:
-        message = f"{target} does not know this call: it is no Graft server, or an older one"
+        message = f"{target} does not know this call: it is not a Graft server, or an older one"
     return kind(message, code=code, request_id=request_id)
 
 

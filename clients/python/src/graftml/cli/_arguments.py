@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
     def refuse(self, strange: Sequence[str]) -> NoReturn:
         """Raises Usage for arguments that it does not take."""
         known = [option for action in self._actions for option in action.option_strings]
-        self.error(f"{strange[0]!r} is no argument of this command{_meant(strange[0], known)}")
+        self.error(f"{strange[0]!r} is not an argument of this command{_meant(strange[0], known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
@@ -174,5 +174,5 @@ class _Commands:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return value

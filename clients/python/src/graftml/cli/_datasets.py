@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
 def _label(text: str) -> tuple[str, str]:
     digest, equals, label = text.partition("=")
     if not equals or not digest:
-        raise argparse.ArgumentTypeError(f"{text!r} is no DIGEST=CLASS")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a DIGEST=CLASS")
     return digest, label
 
 

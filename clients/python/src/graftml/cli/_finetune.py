@@ -238,7 +238,7 @@ def _add_gate(group: Any) -> None:
     group.add_argument(
         "--when-uncertain",
         choices=["hold", "promote"],
-        help="where it cannot be told; default: hold",
+        help="where that is undecided; default: hold",
     )
     group.add_argument("--max-latency-ms", type=float, metavar="MS", help="of one image")
     group.add_argument(

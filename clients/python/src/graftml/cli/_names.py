@@ -84,5 +84,5 @@ def folders_here(*texts: str | None) -> Iterator[None]:
 def version(text: str) -> int:
     """The number of a version."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise Usage(f"{text!r} is no version: versions are numbers from 1")
+        raise Usage(f"{text!r} is not a version: versions are numbers from 1")
     return int(text)

@@ -42,11 +42,11 @@ class DatasetServiceStub:
     per class in each; a folder around it all is allowed. The same images
     always get the same dataset id, so a retry is harmless.
 
-    Files that are no readable images are left out, and `Dataset.summary` says
+    Files that are not readable images are left out, and `Dataset.summary` says
     which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
     ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
     class or a part is left without images, there are parts and none to learn
-    from, too many files are no images (5 or more, and more than a fifth), or
+    from, too many files are not images (5 or more, and more than a fifth), or
     two class names look the same.
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]
@@ -102,11 +102,11 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     per class in each; a folder around it all is allowed. The same images
     always get the same dataset id, so a retry is harmless.
 
-    Files that are no readable images are left out, and `Dataset.summary` says
+    Files that are not readable images are left out, and `Dataset.summary` says
     which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
     ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
     class or a part is left without images, there are parts and none to learn
-    from, too many files are no images (5 or more, and more than a fifth), or
+    from, too many files are not images (5 or more, and more than a fifth), or
     two class names look the same.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]  # type: ignore[assignment]
@@ -165,11 +165,11 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         per class in each; a folder around it all is allowed. The same images
         always get the same dataset id, so a retry is harmless.
 
-        Files that are no readable images are left out, and `Dataset.summary` says
+        Files that are not readable images are left out, and `Dataset.summary` says
         which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
         ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
         class or a part is left without images, there are parts and none to learn
-        from, too many files are no images (5 or more, and more than a fifth), or
+        from, too many files are not images (5 or more, and more than a fifth), or
         two class names look the same.
         """
 
