@@ -44,8 +44,8 @@ def back_up(data_dir: Path, blobs_dir: Path, target: Path) -> Copied:
     """Makes a backup, or brings it up to date; raises NoCopy, OSError."""
     if not (data_dir / database.FILE).is_file():
         raise NoCopy(
-            f"{data_dir} holds no {database.FILE}: it is not a data folder of Graft; name yours with "
-            "--data-dir"
+            f"{data_dir} holds no {database.FILE}: it is not a data folder of Graft; name yours "
+            "with --data-dir"
         )
     target.mkdir(parents=True, exist_ok=True)
     for path in target.iterdir():

@@ -132,7 +132,7 @@ def test_errors_are_json_where_that_was_asked_for(
         (["jobs", "--sate", "running"], "there is no 'running': it must be one of list, get"),
         (
             ["finetune", "x", "--nam=pets"],
-            "'--nam' is no argument of this command; did you mean --name",
+            "'--nam' is not an argument of this command; did you mean --name",
         ),
         (["rank", "x", "--tme-budget", "3"], "no argument of this command; did you mean"),
         (
