@@ -101,7 +101,7 @@ def test_an_answer_that_takes_too_long_is_a_timeout_that_names_the_time(connect:
 
 def test_a_server_of_another_kind_is_said_to_be_so(connect: Any, server: FakeGraft) -> None:
     server.fail("GetModel", graftml.Unimplemented("Method not found!"))
-    with pytest.raises(graftml.Unimplemented, match="no Graft server, or an older one"):
+    with pytest.raises(graftml.Unimplemented, match="not a Graft server, or an older one"):
         connect(server.target).get_model("pets")
 
 
