@@ -406,6 +406,6 @@ def _is_http2(answer: bytes | None) -> bool:
 
 def _silent(address: Address) -> str:
     return (
-        f"{address.target} takes connections and does not answer: the server hangs, or it is no "
+        f"{address.target} takes connections and does not answer: the server hangs, or it is not a "
         "Graft server"
     )
