@@ -130,7 +130,7 @@ def test_a_server_that_never_serves_is_not_waited_for_longer_than_asked(
     client: Any, server: FakeGraft
 ) -> None:
     server.is_serving = False
-    with pytest.raises(graftml.DeadlineExceeded, match="was not ready within 0.2 s: "):
+    with pytest.raises(graftml.DeadlineExceeded, match=r"was not ready within 0\.2 s: "):
         client.wait_ready(0.2)
     assert Patience("host:1", 2.0).gave_up("").message == (
         "host:1 was not ready within 2 s: it answers, but does not serve"
