@@ -272,7 +272,7 @@ def test_a_backup_takes_a_data_folder_alone_and_overwrites_nothing(
     data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no data folder" in backup(tmp_path / "empty", tmp_path / "copy")
+    assert "not a data folder" in backup(tmp_path / "empty", tmp_path / "copy")
     other = shutil.copytree(data, tmp_path / "other")
     before = state(other)
     assert f"{other} holds lock and is not a backup" in backup(data, other)
