@@ -71,6 +71,7 @@ class Config:
         (),
         "Folders on the server's disk that jobs may read images from, separated by ':'; empty "
         "means none",
+        separator=":",
     )
     weights_dir: Path | None = _setting(
         None,
@@ -209,6 +210,7 @@ class Config:
         "",
         "Environment variables that trainers and readers get besides those that they always "
         "get, separated by commas; NAME* means all that begin with NAME",
+        separator=",",
     )
     warm_trainers: int = _setting(
         1,
