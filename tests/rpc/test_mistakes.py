@@ -54,10 +54,11 @@ MISTAKES = {
         "https://example.org/a.jpg is not fetched: fetch it first, such as with curl, and name the "
         "file or -",
     ),
-    "the folder to write to does not exist": (
-        "export colours -o exports/colours.onnx",
+    "the folder is one of a class": (
+        "finetune photos/red --name colours",
         2,
-        "exports: there is no such folder",
+        "photos/red has no folders in it: name the folder that has a folder of images for each "
+        "class",
     ),
     "a model is deleted by a script": (
         "models delete colours",

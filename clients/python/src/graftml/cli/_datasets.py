@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from graftml.cli import _listing
+from graftml.cli import _listing, _names
 from graftml.cli._output import Output, Usage
 from graftml.cli._watching import Watching, summary_lines
 from graftml.client import Client
@@ -100,6 +100,8 @@ def run_upload(client: Client, arguments: argparse.Namespace, output: Output) ->
             f"{arguments.data} lies on the server already, and is not uploaded: give it to "
             "`graft finetune` directly"
         )
+    if not arguments.unlabelled:
+        _names.labelled(arguments.data)
     with Watching(output) as watching:
         dataset = client.upload_dataset(
             arguments.data,

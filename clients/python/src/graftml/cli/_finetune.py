@@ -275,7 +275,7 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     except InvalidArgument as error:
         message = _METHOD.sub(lambda found: f"--method {_dashed(found[1])}", error.message)
         raise Usage(f"{message} (see --method)") from error
-    source = _names.data(arguments.data)
+    source = _names.labelled(arguments.data)
     with _names.folders_here(arguments.data, arguments.target), Watching(output) as watching:
         job = client.fine_tune(source, arguments.name, on_upload=watching.uploaded, **options)
     if arguments.detach:

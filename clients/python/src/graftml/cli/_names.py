@@ -67,6 +67,17 @@ def label(text: str) -> tuple[str, str]:
     return key, value
 
 
+def labelled(text: str) -> str | ServerPath:
+    """Images with classes: as `data`; raises Usage for a folder here that has no folders."""
+    found, folder = data(text), Path(text)
+    if isinstance(found, str) and folder.is_dir() and not any(map(Path.is_dir, folder.iterdir())):
+        raise Usage(
+            f"{text} has no folders in it: name the folder that has a folder of images for each "
+            "class"
+        )
+    return found
+
+
 @contextmanager
 def folders_here(*texts: str | None) -> Iterator[None]:
     """Makes an error about an unknown dataset name the folder here that may have been meant."""

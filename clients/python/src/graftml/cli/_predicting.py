@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from graftml._images import MAX_CALL_BYTES
 from graftml._order import IMAGES_A_REQUEST
 from graftml.cli._image_files import ImageFile
 from graftml.client import Client
@@ -16,6 +15,9 @@ from graftml.types import ModelSpec, Prediction
 
 _UNDER_WAY = 4
 """Calls: while one is answered, the next is on its way and another is read."""
+
+_CALL_BYTES = 8 * 2**20
+"""Of images in one call: on their way they are held some three times."""
 
 Answer = tuple[str, tuple[Prediction, ...]]
 """An image's path, and what each model says, or the error, the same of each."""
@@ -70,7 +72,7 @@ def _batches(images: Iterable[ImageFile]) -> Iterator[list[tuple[str, bytes | In
         data = image.read()
         batch.append((image.path, data))
         size += len(data) if isinstance(data, bytes) else 0
-        if len(batch) == IMAGES_A_REQUEST or size > MAX_CALL_BYTES:
+        if len(batch) == IMAGES_A_REQUEST or size > _CALL_BYTES:
             yield batch
             batch, size = [], 0
     if batch:

@@ -38,7 +38,7 @@ def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Ranks backbones."""
     with _names.folders_here(arguments.data), Watching(output) as watching:
         ranking = client.rank_backbones(
-            _names.data(arguments.data),
+            _names.labelled(arguments.data),
             backbones=arguments.backbone,
             time_budget_s=arguments.time_budget_s,
             seed=arguments.seed,
