@@ -52,7 +52,7 @@ def try_with(python: str | None, wheels: list[Path], folder: Path) -> None:
     server = install(python, [w for w in wheels if "graftml-" not in w.name], "", folder / "server")
     print(run(client / "graft", "--version"), run(server / "graft-server", "--version"))
     run(client / "graft", "--help")
-    run(client / "python", "-c", "import graftml.aio, graftml.testing")
+    run(client / "python", "-c", "from graftml import AsyncClient, Client, testing")
 
     noise = numpy.random.default_rng(0)
     for label, channel in (("red", 0), ("blue", 2)):
