@@ -44,6 +44,8 @@ SETTLE_S = 2.0
 DRAIN_TIMEOUT_S = 90.0
 _JOIN_S = 400.0
 KILL_S = 45.0
+MIN_KILLS = 3
+"""Tries of which one at least must find a trainer at work."""
 EVERY_S: dict[str, float] = {
     "fine_tune": 20, "cancel": 25, "upload": 8, "export": 15, "rank": 180, "look": 3,
     "attack": 0.4, "abandon": 0.7,
@@ -104,6 +106,9 @@ class Soak:
                 book.expect("a call never ended", not thread.is_alive(), thread.name)
             for user in users:
                 user.is_sound()
+            killed = [job for job in book.jobs.values() if job.is_killed]
+            is_due = trains and book.now_s() > MIN_KILLS * KILL_S
+            book.expect("no trainer was killed", not is_due or bool(killed), "none was at work")
             # Once more, when nothing is asked.
             time.sleep(SETTLE_S)
             watch(running, book, stop, self.samples)

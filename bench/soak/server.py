@@ -21,8 +21,7 @@ from bench.running import Running, anonymous_mib
 from bench.soak.book import Book
 from service.contract import MANIFEST_FILE
 
-# A folder of the data folder, and in it one for each job.
-_WORK_LOG = re.compile(r"\bwork/([^/]+)/")
+_WORK_LOG = re.compile(r"\bwork/jobs/([^/]+)/")
 _CRASHED = "the trainer crashed"
 _DIED = "a waiting trainer had died"
 _LOOKS = 300

@@ -52,7 +52,7 @@ def records(process: "subprocess.Popen[bytes]") -> list[Record]:
 def test_a_job_speaks_records_alone_and_ends_with_ok(
     make_folder: MakeFolder, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
-    spec = make_spec(make_folder(per_class=5), backbone="resnet18", weights="random")
+    spec = make_spec(make_folder(per_class=5), backbone="timm/test_resnet", weights="random")
     with start(spec, tmp_path) as process:
         told = records(process)
         assert process.wait(GUARD_S) == ExitCode.OK
@@ -77,7 +77,7 @@ def test_it_ends_when_told_or_when_its_parent_is_gone(
 ) -> None:
     endless = ModelBased(recipe="classic", epochs=10_000)
     spec = make_spec(
-        make_folder(per_class=5), method=endless, backbone="resnet18", weights="random"
+        make_folder(per_class=5), method=endless, backbone="timm/test_resnet", weights="random"
     )
     with start(spec, tmp_path) as process:
         assert process.stdout is not None
