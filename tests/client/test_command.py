@@ -134,7 +134,7 @@ def test_errors_are_json_where_that_was_asked_for(
             ["finetune", "x", "--nam=pets"],
             "'--nam' is not an argument of this command; did you mean --name",
         ),
-        (["rank", "x", "--tme-budget", "3"], "no argument of this command; did you mean"),
+        (["rank", "x", "--tme-budget", "3"], "not an argument of this command; did you mean"),
         (
             ["rank", "x", "--wholly-else", "3"],
             "'--wholly-else' is not an argument of this command (",
