@@ -17,7 +17,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readme_works_as_it_stands(reader: Path) -> None:
-    assert documents.follow(ROOT / "README.md", reader) == []
+    wrong = documents.follow(ROOT / "README.md", reader)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_tutorial_works_as_it_stands(reader: Path) -> None:
@@ -25,7 +26,8 @@ def test_the_tutorial_works_as_it_stands(reader: Path) -> None:
         with documents.shell(reader) as opened:
             output, code = opened.run("make demo")
         assert code == 0, output
-    assert documents.follow(ROOT / "docs/tutorial.md", reader) == []
+    wrong = documents.follow(ROOT / "docs/tutorial.md", reader)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_what_differs_from_run_to_run_may_differ_and_nothing_else() -> None:

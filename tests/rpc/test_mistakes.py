@@ -17,8 +17,8 @@ MISTAKES = {
     "an option is mistyped": (
         "finetune photos --nme colours",
         2,
-        "'--nme' is not an argument of this command; did you mean --name? "
-        "(see graft finetune --help)",
+        "'--nme' is not an argument of this command; did you mean --name? (see graft finetune "
+        "--help)",
     ),
     "the model's name has capitals and a space": (
         "finetune photos --name My~Model",

@@ -56,7 +56,7 @@ class ImageFiles:
 
     def __init__(self) -> None:
         self.other_files = 0
-        """Files in folders whose suffix is no image's; hidden ones are passed over."""
+        """Files in folders whose suffix is not an image's; hidden ones are passed over."""
 
     def of(self, paths: list[str], listed_in: str | None) -> Iterator[ImageFile]:
         """Returns the images of files and folders, then those that a file lists.
