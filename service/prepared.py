@@ -69,8 +69,11 @@ def keep(folder: Path, backbone: str, exported: Exported, out_dir: Path) -> None
         (made / _FORMS_FILE).write_bytes(msgspec.json.encode(exported))
         with suppress(FileNotFoundError):
             kept.rename(Path(work) / "before")
-        # Of two at once the second finds the first one's, and fails.
-        made.rename(kept)
+        try:
+            made.rename(kept)
+        except OSError:
+            if not kept.exists():  # else another process has just kept the same
+                raise
     for old in sorted(set(folder.iterdir()) - {kept}, key=_changed_s)[: 1 - _KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
