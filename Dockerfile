@@ -38,11 +38,13 @@ ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 RUN pip install --only-binary :all: --no-deps --require-hashes -r cpu.txt \
     && pip install --only-binary :all: --no-deps --index-url "${TORCH_INDEX_URL}" -r cpu-torch.txt \
     && pip check
-RUN --mount=from=wheels,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
+RUN --mount=from=wheels,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl \
+    && python -m trainer prepare
 
 FROM builder AS gpu-environment
 RUN pip install --only-binary :all: --no-deps --require-hashes -r gpu.txt && pip check
-RUN --mount=from=wheels,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl
+RUN --mount=from=wheels,source=/wheels,target=/wheels pip install --no-deps /wheels/*.whl \
+    && python -m trainer prepare
 
 FROM ${PYTHON_IMAGE} AS runtime
 # tini is process 1: it reaps what a killed trainer leaves, and hands signals on.

@@ -14,6 +14,7 @@ help:  ## List the verbs
 $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml proto/python/pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e "clients/python[cli]" -e ".[demo,openvino]"
+	$(PY) -m trainer prepare
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

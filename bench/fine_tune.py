@@ -8,8 +8,8 @@ empty data folder, which has done what it does after its start: a trainer waits,
 backbone is exported. The first job of a run is cold: no feature is known. The second one is the
 same again, with what the first one left. Of feature-based jobs two ratios are told, each within a
 run: cold over the bare loop (`bench.one_pass`, right after the service has ended, as nice as its
-trainers are), and the second job over the first. A job that compares framings passes its training
-images through the backbone twice; the bare loop passes each image once.
+trainers are), and the second job over the first. A job that compares framings passes some of its
+training images through the backbone twice; the bare loop passes each image once.
 
 With --beside-classic the classic recipe (every layer, 25 epochs, 32 bits) runs once afterwards on
 the same images, and the ratio of the times is told. --flags go to the service, with "--" before

@@ -26,6 +26,7 @@ from graftml_stubs.v1 import (
 )
 from threadpoolctl import threadpool_limits
 
+from service import prepared
 from service.auth.access_control import AccessControl
 from service.config import Config
 from service.domain import ModelKey
@@ -214,6 +215,7 @@ class App:
             max_stored_bytes_of=access.max_stored_bytes_of,
             registered_of=stores.backbones.pretrained,
             default_backbone=config.default_backbone,
+            prepared=prepared.environment_folder(),
             cpu_jobs=config.cpu_jobs,
             gpu_jobs=config.gpu_jobs,
             ranking_jobs=config.ranking_jobs,

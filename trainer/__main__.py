@@ -1,4 +1,4 @@
-"""`python -m trainer`: `run`, `rank`, `export` for the service, `train`, `rank-folder` for people.
+"""`python -m trainer`: `run`, `rank`, `export` for the service, others for people.
 
 The exit codes are `service.contract.ExitCode`.
 """
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+from service import prepared
 from service.contract import (
+    DEFAULT_BACKBONE,
     ExitCode,
     ExportSpec,
     Failed,
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _STEPS[parsed.command](parsed.spec, records)
     if parsed.command == "wait":
         return _wait()
+    if parsed.command == "prepare":
+        return _prepare()
     if parsed.command == "rank-folder":
         return folders.rank(parsed, _rank)
     return folders.train(parsed, _train)
@@ -102,6 +106,19 @@ _STEPS: dict[str, Callable[[Path, Records], int]] = {
     "rank": _run_ranking,
     "export": _run_export,
 }
+
+
+def _prepare() -> int:
+    """Exports the default backbone into this environment, where all its servers find it."""
+    folder = prepared.environment_folder()
+    if prepared.find(folder, DEFAULT_BACKBONE) is not None:
+        return ExitCode.OK
+    from trainer import export
+
+    with tempfile.TemporaryDirectory() as out:
+        spec = ExportSpec(backbone=DEFAULT_BACKBONE, out_dir=out, weights_dir=out, precision="auto")
+        prepared.keep(folder, DEFAULT_BACKBONE, export.run(spec), Path(out))
+    return ExitCode.OK
 
 
 def _limit_files(spec: JobSpec | RankSpec) -> None:
@@ -162,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     exporting = commands.add_parser("export", help="export a backbone for the service")
     exporting.add_argument("spec", type=Path, help="JSON file with an ExportSpec")
     commands.add_parser("wait", help="run the job that a line on standard input names")
+    commands.add_parser(
+        "prepare", help="export the default backbone into this environment, for its servers"
+    )
     folders.add(commands)
     return parser
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from service.contract import Grouping, ImageSource
-from service.domain import DEFAULT_DECODING, WHITE, ClassCount, ImageDecoding, ReadSummary
+from service.domain import DEFAULT_DECODING, WHITE, ClassCount, Framing, ImageDecoding, ReadSummary
 from service.engine import preprocess
 from service.engine.preprocess import Pixels
 from service.errors import InvalidInput, Reason, WrongState
@@ -117,6 +117,10 @@ class Part(Files):
             aspects=tuple(self.aspects[i] for i in kept) if self.aspects else (),
             ages=self.ages[kept] if len(self.ages) else self.ages,
         )
+
+    def framed(self, framing: Framing) -> "Part":
+        """Returns the same images, of which a backbone sees something else."""
+        return replace(self, decoding=msgspec.structs.replace(self.decoding, framing=framing))
 
     def none(self) -> "Part":
         """Returns a part without images."""

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,12 +36,13 @@ from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
 from service.errors import NotFound, Reason, unloadable
 from service.ops.cpus import available_cores
-from trainer import answers, divided, reference
+from trainer import answers, divided, framing, reference
 from trainer.arrays import Ints
 from trainer.backbone_file import OPSET, BackboneFile, narrowest, runtime_of, settle, takes_int8
 from trainer.data import Data, Part
 from trainer.divided import Divided
 from trainer.features import Features
+from trainer.framing import Comparison
 from trainer.records import Send
 from trainer.reference import Reference
 from trainer.stages import Stages
@@ -89,6 +90,10 @@ class Job:
         """Digests of the images that chose the backbone."""
         self.precision_note = ""
         """Says for people why frozen features are in int8 though nobody asked for it."""
+        self.compared: Comparison | None = None
+        """What a sample of the training images tells of their framings."""
+        self.framings: tuple[Framing, ...] = ()
+        """Framings that are compared on all of the training images, beside theirs."""
         self._frozen: Features | None = None
         self._floating: Features | None = None
 
@@ -309,10 +314,23 @@ class Job:
         source = BackboneFile(file, self.runtime, digest)
         return Features(source, cache, self.spec.threads, self.send)
 
-    def divided(self, data: Data, framings: Sequence[Framing] = ()) -> Divided:
+    def framed(self, data: Data) -> Data:
+        """Returns the images in the framing that a sample of them chooses, if it is open."""
+        if framing.is_open(self.spec, data.train):
+            self.compared = framing.compare(data.train, self.frozen, self.spec.threads)
+            if self.compared is None:
+                self.framings = framing.BOTH[1:]
+            else:
+                decoding = data.train.decoding
+                chosen = msgspec.structs.replace(decoding, framing=self.compared.best)
+                return data.decoded(chosen)
+        return data
+
+    def divided(self, data: Data) -> Divided:
         """Finds which of the images belong together, by their frozen features.
 
-        Those of training images in further `framings` are computed meanwhile.
+        Those of training images in further framings that they are compared in are computed
+        meanwhile.
         """
         previous: dict[str, answers.Answer] = {}
         if self.spec.previous_answers:
@@ -321,7 +339,7 @@ class Job:
             except (KeyError, OSError, ValueError) as error:
                 text = f"what the version before learned from is not known ({error})"
                 self.send(Note("warning", text))
-        rows = [self.frozen.of(data.train, "training images", framings)]
+        rows = [self.frozen.of(data.train, "training images", self.framings)]
         for part, detail in ((data.validation, "validation images"), (data.test, "test images")):
             rows += [self.frozen.of(part, detail)] if len(part) else []
         return divided.divide(data, np.concatenate(rows), previous, self.choosers)

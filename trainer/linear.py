@@ -176,6 +176,22 @@ def cross_validated(
     return found
 
 
+def held_out_losses(
+    candidates: Sequence[Candidate], targets: Ints, classes: int, folds: Ints, threads: int = 0
+) -> list[Doubles] | None:
+    """Returns each candidate's losses [m], nats, of the images that a fold holds out.
+
+    By quick heads, which rank candidates. None where there are no two folds and classes.
+    """
+    held = folds >= 0
+    if len(np.unique(folds[held])) < 2 or len(np.unique(targets[held])) < 2:
+        return None
+    cores = threads or available_cores()
+    with threadpool_limits(1), ThreadPoolExecutor(cores, thread_name_prefix="linear") as pool:
+        choice = _Choice(candidates, targets, classes, None, folds, pool, lambda _: None)
+        return [choice.losses(at, np.arange(len(targets))) for at in range(len(candidates))]
+
+
 def deviation(features: Floats) -> Doubles:
     """Deviations float64 [d] of features [n, d]; of what hardly varies, as if it did a little."""
     variance = features.var(axis=0, dtype=np.float64)
@@ -225,7 +241,7 @@ class _Choice:
         if count == 1:
             return 0, *self._searched(0)
         compared = _sample(self._targets, self._folds)
-        losses = [self._losses(at, compared) for at in range(count)]
+        losses = [self.losses(at, compared) for at in range(count)]
         fold = self._folds[compared]
         fold = fold[fold >= 0]
         chosen = _chosen(losses, np.ones(len(fold), np.bool_))
@@ -245,8 +261,8 @@ class _Choice:
         loss = -float(np.log(np.maximum(true, _TINY)).mean())
         return chosen, space, replace(found, out_of_fold=answers, loss=loss)
 
-    def _losses(self, at: int, compared: Ints) -> Doubles:
-        """Held-out losses of a candidate on images [m] at places: those that are held out.
+    def losses(self, at: int, compared: Ints) -> Doubles:
+        """Returns losses of a candidate on those of the images [m] at places that are held out.
 
         By half as many folds and every second strength, which rank candidates as well.
         """

@@ -52,7 +52,7 @@ from trainer.records import Send
 from trainer.reporting import findings, page, report, rules
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.measured_on import headline as headline_of
-from trainer.transfer import Transferred, framings_to_compare, outliers_of, transfer
+from trainer.transfer import Transferred, outliers_of, transfer
 
 _PACKAGES = (
     "graft-server", "torch", "torchvision", "timm", "onnx", "onnxruntime-gpu", "numpy", "scipy",
@@ -126,7 +126,7 @@ def _run(job: Job) -> Manifest:
     data = data.decoded(msgspec.structs.replace(decoding, size=job.size, framing=framing))
 
     stages.begin("features")
-    divided = job.divided(data, framings_to_compare(spec, data.train))
+    divided = job.divided(job.framed(data))
     stages.begin("training")
     found = transfer(job, divided)
     # Framed as was chosen.

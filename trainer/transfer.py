@@ -13,18 +13,16 @@ from service.contract import (
     Auto,
     DomainAdaptation,
     FeatureBased,
-    JobSpec,
     ModelBased,
     Note,
     Progressed,
 )
-from service.domain import Framing
 from service.engine.head import Floats, Head
-from trainer import folds, outliers
+from trainer import folds, framing, outliers
 from trainer import groups as groups_of
 from trainer.arrays import Bools, Ints
 from trainer.backbone_file import settle
-from trainer.data import Part, Source
+from trainer.data import Source
 from trainer.divided import Divided, looks_of, unlearned
 from trainer.job import Job
 from trainer.looks import copied
@@ -37,10 +35,6 @@ from trainer.reporting import findings
 
 if TYPE_CHECKING:
     from trainer.backbones import Backbone
-
-LONG = 1.3
-"""The longer side over the shorter of images, from which on a square out of their middle may
-miss what tells their classes apart."""
 
 Hyperparameters = dict[str, float | int | str | bool | None]
 
@@ -164,7 +158,10 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
         from trainer import compute
 
         compute.choose_device("cuda")
-    choice = Choice(framings=framings(spec.framing, data.train), sureness=job.sureness)
+    further = job.framings
+    if job.compared is not None and not job.compared.is_sure(data.train.digests, divided.folds):
+        further = framing.BOTH
+    choice = Choice(framings=further, sureness=job.sureness)
     fitted = feature_based.fit_head(
         method, data.train, divided.folds, data.classes, job.frozen, spec.seed, job.send,
         spec.threads, choice, spec.augmentation,
@@ -181,20 +178,6 @@ def _feature_based(job: Job, method: FeatureBased, divided: Divided) -> Transfer
         precision=job.frozen.precision,
         is_trained=False,
     )
-
-
-def framings(asked: str, part: Part) -> tuple[Framing, ...]:
-    """Returns the framings to compare with that of the images."""
-    is_long = asked == "auto" and len(part.aspects) and np.median(part.aspects) > LONG
-    return ("whole",) if is_long or asked == "compare" else ()
-
-
-def framings_to_compare(spec: JobSpec, part: Part) -> tuple[Framing, ...]:
-    """Returns the framings beside that of the images whose features the job will need."""
-    match spec.method:
-        case Auto() | FeatureBased(l2=None, augmented_views=0):
-            return framings(spec.framing, part)
-    return ()
 
 
 def _held_out(job: Job, divided: Divided) -> Bools:

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -11,8 +12,8 @@ import numpy.typing as npt
 
 from bench.quality.images import BACKBONE, Floats, ImageSet, Ints
 from service.contract import FeatureBased, ImageSource, JobSpec
-from service.domain import Figure
-from trainer import backbones, evaluate, folds, groups, transfer
+from service.domain import Figure, Framing
+from trainer import backbones, evaluate, folds, framing, groups
 from trainer.data import Files, Part
 from trainer.features import Features
 from trainer.job import Job
@@ -61,8 +62,8 @@ class _Kept:
     def blocks(self) -> tuple[int, ...]:
         return self.images.blocks or (self.images.features.shape[1],)
 
-    def all_of(self, files: Files, _: str = "") -> Floats:
-        return self.images.seen(files.decoding.framing)
+    def all_of(self, files: Files, _: str = "", __: Sequence[Framing] = ()) -> Floats:
+        return self.images.seen(files.decoding.framing)[[int(d, 16) for d in files.digests]]
 
 
 def fit(images: ImageSet, dealt: Ints, seed: int) -> FittedHead:
@@ -78,18 +79,32 @@ def fit(images: ImageSet, dealt: Ints, seed: int) -> FittedHead:
         provider="cpu",
     )
     job = Job(spec, lambda _: None)
-    part = Part((), (), images.targets, aspects=tuple(images.aspects.tolist()))
-    framings = transfer.framings(spec.framing, part)
+    digests = tuple(f"{place:x}" for place in range(len(images)))
+    features = cast(Features, _Kept(images))
+    part = Part(
+        digests,
+        digests,
+        images.targets,
+        looks=tuple(f"{look:x}" for look in images.looks.tolist()),
+        aspects=tuple(images.aspects.tolist()),
+    )
+    further = tuple[Framing, ...]()
+    if framing.is_open(spec, part):
+        compared = framing.compare(part, features, threads=1)
+        if compared is not None:
+            part = part.framed(compared.best)
+        if compared is None or not compared.is_sure(digests, dealt):
+            further = framing.BOTH
     return feature_based.fit_head(
         FeatureBased(),
         part,
         dealt,
         images.classes,
-        cast(Features, _Kept(images)),
+        features,
         seed,
         job.send,
         threads=1,
-        choice=Choice(framings, sureness=_sureness),
+        choice=Choice(further, sureness=_sureness),
     )
 
 

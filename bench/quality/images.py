@@ -25,7 +25,7 @@ from service.engine.preprocess import ImageFacts
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime, Session
 from service.ops.cpus import available_cores
-from trainer import backbones, export, groups, quantise, transfer
+from trainer import backbones, export, framing, groups, quantise
 from trainer.backbone_file import BackboneFile
 
 Floats = npt.NDArray[np.floating]
@@ -297,7 +297,7 @@ class Kept:
 
         looks, aspects = see("crop")
         # Whatever is drawn of square images, no job looks at all of them.
-        if aspects.max() > transfer.LONG:
+        if aspects.max() > framing.LONG:
             see("whole")
         return views, looks, aspects
 

@@ -1,7 +1,8 @@
 """Exports the default backbone before the first job asks for it.
 
-Once, after the start, by a trainer of its own that stands back as all do, and only where its
-weights are here: nothing is downloaded that nobody asked for. A job that would need the export
+Once, after the start, and only where its weights are here: nothing is downloaded that nobody asked
+for. What this environment keeps (`service.prepared`) is taken; else a trainer of its own, which
+stands back as all do, exports, and the environment keeps that. A job that would need the export
 waits for one that is under way, since two at once take as long as one after the other. What goes
 wrong is logged, and left to the first job, which says it to its caller. Lives on the event loop;
 stops with `close`.
@@ -11,9 +12,12 @@ import asyncio
 import logging
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
+from service import prepared
 from service.backbones import PIN, find, is_registered
-from service.contract import Exported, ExportedBackbone, ExportSpec, Failed
+from service.contract import Exported, ExportSpec, Failed
+from service.errors import GraftError
 from service.jobs.launchers import Launcher, Trainer, start_held
 from service.jobs.request import JobRequest
 from service.jobs.settings import Settings
@@ -63,9 +67,9 @@ class DefaultExport:
             async with asyncio.timeout(_LIMIT_S):
                 if not await asyncio.to_thread(self._is_missing):
                     return
-                exported = await self._export()
+                exported = await asyncio.to_thread(self._take_prepared) or await self._export()
             if exported:
-                names = [form.weights for form in exported]
+                names = [form.weights for form in exported.forms]
                 log.info(
                     "the default backbone is exported",
                     extra={"backbone": self._backbone, "forms": names},
@@ -88,7 +92,35 @@ class DefaultExport:
             return False
         return is_here(self._settings.weights_dir, row.weights_file(name))
 
-    async def _export(self) -> list[ExportedBackbone]:
+    def _take_prepared(self) -> Exported | None:
+        """Stores what the environment keeps; None where that is nothing, or not whole."""
+        folder = self._settings.prepared
+        found = None if folder is None else prepared.find(folder, self._backbone)
+        if found is None:
+            return None
+        try:
+            self._store(*found)
+        except (GraftError, OSError) as error:
+            log.warning("what the environment keeps of the default backbone is not used: %s", error)
+            return None
+        return found[0]
+
+    def _store(self, exported: Exported, folder: Path) -> None:
+        for form in exported.forms:
+            self._models.keep_exported(self._backbone, form, folder)
+
+    def _keep_prepared(self, exported: Exported) -> None:
+        # In a precision that was set there may be fewer forms than others want.
+        folder = self._settings.prepared
+        if folder is None or not prepared.is_own_environment():
+            return
+        if self._settings.gpus or self._settings.precision != "auto":
+            return
+        # It may well be read-only.
+        with suppress(OSError):
+            prepared.keep(folder, self._backbone, exported, self._folder)
+
+    async def _export(self) -> Exported | None:
         settings = self._settings
         spec = ExportSpec(
             backbone=self._backbone,
@@ -102,22 +134,19 @@ class DefaultExport:
         trainer = await start_held(self._launcher, spec, self._folder, settings.stop_grace_s)
         try:
             exported = await self._followed(trainer)
-            for form in exported:
-                # To its end: a thread goes on when nobody waits for it.
-                await uninterrupted(
-                    asyncio.to_thread(
-                        self._models.keep_exported, self._backbone, form, self._folder
-                    )
-                )
+            if exported is not None:
+                # To their ends: a thread goes on when nobody waits for it.
+                await uninterrupted(asyncio.to_thread(self._store, exported, self._folder))
+                await uninterrupted(asyncio.to_thread(self._keep_prepared, exported))
             return exported
         finally:
             await uninterrupted(trainer.stop(settings.stop_grace_s))
 
-    async def _followed(self, trainer: Trainer) -> list[ExportedBackbone]:
+    async def _followed(self, trainer: Trainer) -> Exported | None:
         while True:
             match await trainer.next_record():
                 case Exported() as record:
-                    return record.forms
+                    return record
                 case Failed() as record:
                     problem = record.message
                     break
@@ -125,7 +154,7 @@ class DefaultExport:
                     problem = "\n".join(trainer.last_words())
                     break
         log.error("the default backbone is not exported; its first job does it: %s", problem)
-        return []
+        return None
 
     def _clear(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -45,6 +45,8 @@ class Settings:
     registered_of: Callable[[str], list[PretrainedBackbone]] = _none_registered
     """From a tenant to the backbones that it registered, by name."""
     default_backbone: str
+    prepared: Path | None = None
+    """Where the environment keeps exported forms (`service.prepared`); None for nowhere."""
     cpu_jobs: int
     gpu_jobs: int
     ranking_jobs: int = 1

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 # Each room of the service may import the rooms listed, and itself.
-LEAVES = {"backbones", "contract", "domain", "errors", "ops", "quantisation"}
+LEAVES = {"backbones", "contract", "domain", "errors", "ops", "prepared", "quantisation"}
 LAW = {
     "errors": set(),
     "ops": set(),
@@ -20,6 +20,7 @@ LAW = {
     "quantisation": set(),
     "domain": {"errors", "quantisation"},
     "contract": {"backbones", "domain", "errors"},
+    "prepared": {"contract"},
     "config": {"backbones", "contract"},
     "settings": {"backbones", "config"},
     "housekeeping": set(),
@@ -69,7 +70,8 @@ LAW = {
     "__main__": {"commands", "config"},
 }
 TRAINER_MAY = {
-    "backbones", "contract", "domain", "engine", "errors", "ingest", "ops", "quantisation",
+    "backbones", "contract", "domain", "engine", "errors", "ingest", "ops", "prepared",
+    "quantisation",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.ingest.packs import Location
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from trainer import framing
 from trainer.data import Files, Part
 from trainer.folds import deal
 from trainer.methods import feature_based
@@ -139,10 +140,18 @@ def stripe(label: str, n: int, length: int = 96) -> Image.Image:
 
 
 @pytest.mark.usefixtures("small_network")
-@pytest.mark.parametrize("asked", ["auto", "crop", "whole", "compare"])
+@pytest.mark.parametrize(
+    ("asked", "least"), [("auto", 8), ("auto", 96), ("crop", 96), ("whole", 96), ("compare", 96)]
+)  # the images of a sample: 8 of 24, or all
 def test_long_images_are_seen_whole_where_that_tells_more(
-    asked: str, make_spec: MakeSpec, told: Told, tmp_path: Path
+    asked: str,
+    least: int,
+    make_spec: MakeSpec,
+    told: Told,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(framing, "_LEAST", least)
     for label in ("left", "right"):
         (tmp_path / "long" / label).mkdir(parents=True)
         for n in range(12):

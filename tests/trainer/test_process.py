@@ -13,10 +13,14 @@ import msgspec
 import psutil
 import pytest
 
-from service import contract
+from service import contract, prepared
 from service.contract import (
+    DEFAULT_BACKBONE,
     DataFound,
     ExitCode,
+    Exported,
+    ExportedBackbone,
+    ExportSpec,
     Failed,
     FeatureBased,
     Finished,
@@ -28,6 +32,7 @@ from service.contract import (
 )
 from service.ops import cgroups
 from tests.trainer.conftest import GUARD_S, MakeFolder, MakeSpec
+from trainer import export
 from trainer.__main__ import main
 
 pytestmark = pytest.mark.e2e
@@ -239,3 +244,25 @@ def test_a_trainer_gains_no_rights_dumps_no_core_and_writes_no_larger_files(tmp_
         process.kill()
     assert "NoNewPrivs:\t1" in status
     assert limits == [(0, 0), (2**37, 2**37)]
+
+
+def test_preparing_an_environment_exports_the_default_backbone_into_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ExportSpec] = []
+
+    def run(spec: ExportSpec) -> Exported:
+        asked.append(spec)
+        for name in ("digest.onnx", contract.REFERENCE_FILE):
+            (Path(spec.out_dir) / name).write_bytes(b"made")
+        return Exported([ExportedBackbone("weights", "digest", reference="reference")])
+
+    monkeypatch.setattr(export, "run", run)
+    monkeypatch.setattr(prepared, "environment_folder", lambda: tmp_path)
+    for _ in range(2):
+        assert main(["prepare"]) == ExitCode.OK
+    (spec,) = asked
+    assert spec.backbone == DEFAULT_BACKBONE
+    found = prepared.find(tmp_path, DEFAULT_BACKBONE)
+    assert found is not None
+    assert (found[1] / "digest.onnx").read_bytes() == b"made"

@@ -8,9 +8,8 @@ middle of an image or all of it. Whatever it chooses is one linear head on raw f
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
-import msgspec
 import numpy as np
 
 from service.contract import Augmentation, EpochEnded, FeatureBased, Progressed
@@ -106,8 +105,9 @@ def fit_head(
     targets = part.targets
     framings = [part.decoding.framing]
     if method.l2 is None:
-        framings += [framing for framing in choice.framings if framing not in framings]
-    rows = [_rows(method, _framed(part, framing), features, seed, drawn) for framing in framings]
+        # The middle first, which is taken where all of the images tell no more.
+        framings = sorted({*framings, *choice.framings})
+    rows = [_rows(method, part.framed(framing), features, seed, drawn) for framing in framings]
     width, seen = features.blocks[0], list[_Seen]()
     for framing, own in zip(framings, rows, strict=True):
         taps: Sequence[float] = BLOCK_WEIGHTS if choice.has_taps and own.shape[1] > width else ()
@@ -214,7 +214,3 @@ def _rows(method: FeatureBased, part: Part, features: Features, seed: int, drawn
     if not method.augmented_views:
         return own
     return np.concatenate([own, *features.of_views(part, method.augmented_views, seed, drawn)])
-
-
-def _framed(part: Part, framing: Framing) -> Part:
-    return replace(part, decoding=msgspec.structs.replace(part.decoding, framing=framing))

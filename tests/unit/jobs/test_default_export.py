@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from service import prepared
 from service.backbones import DEFAULT_BACKBONE, find
 from service.contract import Exported, ExportedBackbone, ExportSpec, Failed, Heartbeat
 from service.errors import Reason
@@ -47,6 +48,7 @@ async def make(models: ModelStore, tmp_path: Path) -> AsyncIterator[Make]:
             weights_dir=tmp_path / "weights",
             allowed_dirs_of=lambda _: (),
             default_backbone=DEFAULT_BACKBONE,
+            prepared=tmp_path / "prepared",
             cpu_jobs=1,
             gpu_jobs=0,
             max_job_s=1000,
@@ -81,6 +83,51 @@ async def test_what_was_exported_is_known_to_all_jobs_and_not_exported_again(
     export, launcher = make(GOOD)
     await over(export)
     assert launcher.trainers == []
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a virtual environment."""
+    monkeypatch.setattr(prepared, "is_own_environment", lambda: True)
+
+
+@pytest.mark.usefixtures("own")
+async def test_what_the_environment_keeps_serves_other_data_folders_without_a_trainer(
+    make: Make, models: ModelStore, tmp_path: Path
+) -> None:
+    keeper = make(GOOD)[0]
+    await over(keeper)
+    with models._database.transaction() as connection:
+        connection.execute("DELETE FROM exported_backbones")
+    export, launcher = make(HANGS)
+    await over(export)
+    assert launcher.trainers == []
+    assert models.exported_backbones(DEFAULT_BACKBONE, TENANT) == EXPORTED
+
+
+@pytest.mark.usefixtures("own")
+async def test_what_the_environment_keeps_damaged_is_exported_anew(
+    make: Make, models: ModelStore, tmp_path: Path
+) -> None:
+    writes(ExportSpec(backbone="", out_dir=str(tmp_path), weights_dir=""))
+    prepared.keep(tmp_path / "prepared", DEFAULT_BACKBONE, Exported(EXPORTED), tmp_path)
+    kept = prepared.find(tmp_path / "prepared", DEFAULT_BACKBONE)
+    assert kept is not None
+    damaged = kept[1] / f"{digest(b'int8')}.onnx"
+    damaged.write_bytes(b"rotten")
+    export, launcher = make(GOOD)
+    await over(export)
+    assert len(launcher.trainers) == 1
+    assert models.exported_backbones(DEFAULT_BACKBONE, TENANT) == EXPORTED
+    assert damaged.read_bytes() == b"int8"
+
+
+@pytest.mark.usefixtures("own")
+async def test_the_environment_keeps_nothing_of_a_precision_that_was_set(
+    make: Make, tmp_path: Path
+) -> None:
+    await over(make(GOOD, precision="fp32")[0])
+    assert prepared.find(tmp_path / "prepared", DEFAULT_BACKBONE) is None
 
 
 async def test_nothing_is_exported_whose_weights_would_be_downloaded(make: Make) -> None:
