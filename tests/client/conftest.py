@@ -1,7 +1,7 @@
 """Every test here speaks real gRPC with FakeGraft over localhost.
 
-`client` is the blocking client and the asyncio one in turn, so that what is
-promised of one holds for the other.
+Where calls are carried out, `client` is the blocking client and the asyncio one in turn. All else
+is generated from one source, so that one of them will do.
 """
 
 import asyncio
@@ -90,15 +90,28 @@ def server() -> Iterator[FakeGraft]:
 Connect = Callable[..., Any]
 
 
-@pytest.fixture(params=["sync", "async"])
-def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+CARRIED_OUT = {
+    *("test_adaptation", "test_connection_errors", "test_coverage", "test_errors"),
+    *("test_handed_over", "test_jobs", "test_predict", "test_retry", "test_uploads"),
+}
+"""Modules of streams, retries, errors, and what is read while it is sent."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "client_kind" in metafunc.fixturenames:
+        is_carried_out = metafunc.module.__name__.rpartition(".")[2] in CARRIED_OUT
+        metafunc.parametrize("client_kind", ["sync", "async"] if is_carried_out else ["sync"])
+
+
+@pytest.fixture
+def connect(client_kind: str) -> Iterator[Connect]:
     """Makes clients of either kind; closes them."""
     made: list[Any] = []
     with asyncio.Runner() as runner:
 
         def connect(target: str, **options: Any) -> Any:
             options = {"retry": FAST, "timeout_s": GUARD_S, **options}
-            if request.param == "sync":
+            if client_kind == "sync":
                 made.append(graftml.Client(target, **options))
             else:
 
