@@ -181,7 +181,7 @@ def client_commands() -> str:
     shared = {flag for action in everywhere._group_actions for flag in action.option_strings}
     return f"""# The command `graft`
 
-Installed with `pip install "graftml[cli]"`. Every command takes these options, before or after its
+Part of the package `graftml[cli]`. Every command takes these options, before or after its
 name:
 
 {_options(everywhere._group_actions)}
@@ -197,7 +197,7 @@ def server_commands() -> str:
     flags = {config.flag(f) for f in config.Config.__dataclass_fields__}
     return f"""# The command `graft-server`
 
-Installed with `pip install graftml-server`. Commands that take the server's settings take them as
+Part of the package `graftml-server`. Commands that take the server's settings take them as
 flags, from the environment and from a file: [settings](settings.md).
 
 {_epilog(parser)}

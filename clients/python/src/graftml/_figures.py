@@ -55,7 +55,7 @@ class Figure:
 
     measured_on: MeasuredOn
     accuracy: float
-    """Part of them classified right, 0 to 1."""
+    """Fraction of them that are classified correctly, 0 to 1."""
     accuracy_low: float
     """Of the 95 % interval, by groups of images that belong together."""
     accuracy_high: float
