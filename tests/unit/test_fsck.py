@@ -477,4 +477,4 @@ def test_many_problems_are_cut_off(
 
 def test_what_is_no_data_folder_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path)]) == 2
-    assert "no data folder" in capsys.readouterr().err
+    assert "not a data folder" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_a_head_keeps_its_decision_and_its_shares_through_a_file(tmp_path: Path)
 
 @pytest.mark.parametrize("prior", [[0.5, 0.5], [1.5, -0.5, 0.0], [np.nan, 0.5, 0.5]])
 def test_shares_that_are_none_of_the_classes_are_refused(prior: list[float]) -> None:
-    with pytest.raises(ValueError, match="no share of each of 3 classes"):
+    with pytest.raises(ValueError, match="not a share of each of 3 classes"):
         replace(HEAD, prior=np.array(prior, np.float32))
 
 

@@ -144,7 +144,7 @@ def test_a_pipe_is_not_waited_for_and_neither_it_nor_a_device_is_read(root: Path
         ("dog/3.png", "it is not a plain file of this folder")
     ]
     for path in (root / "dog/3.png", Path("/dev/zero")):
-        with pytest.raises(InvalidInput, match="no plain file"):
+        with pytest.raises(InvalidInput, match="not a plain file"):
             open_plain(path, None)
 
 

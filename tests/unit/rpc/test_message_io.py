@@ -151,7 +151,7 @@ def test_any_bytes_are_counted_or_refused_and_what_is_refused_is_no_message(raw:
 
 def test_a_number_without_end_ends_the_count_at_once() -> None:
     raw = b"\x28" + b"\x80" * 10_000_000
-    with pytest.raises(InvalidInput, match="no message of its kind"):
+    with pytest.raises(InvalidInput, match="not a message of its kind"):
         message_io.count(raw, prediction_pb2.PredictRequest.DESCRIPTOR, 10)
 
 
