@@ -22,6 +22,11 @@ def best(probabilities: Floats, k: int) -> npt.NDArray[np.intp]:
     Of equals the first class comes first.
     """
     count = len(probabilities)
+    if k == 1 and count:
+        # What most calls ask for, in a quarter of the time or less; NaN would be the highest.
+        highest = probabilities.argmax()
+        if not np.isnan(probabilities[highest]):
+            return np.array([highest])
     if k >= count:
         return np.argsort(-probabilities, kind="stable")
     negative = -probabilities
@@ -81,13 +86,20 @@ def _result(outcome: Outcome, top_k: int, *, with_features: bool) -> pb.ImageRes
     return pb.ImageResult(
         classification=pb.Classification(
             scores=_scores(outcome, best(outcome.probabilities, top_k)),
-            answer=(
-                None if outcome.answer == NONE else _scores(outcome, np.array([outcome.answer]))[0]
-            ),
+            answer=_answer(outcome),
             features=outcome.features.tolist() if with_features else None,
             out_of_distribution_score=outcome.outlier_score,
             is_out_of_distribution=(outcome.outlier_score or 0.0) > 1,
         )
+    )
+
+
+def _answer(outcome: Classified) -> pb.ClassScore | None:
+    at = outcome.answer
+    if at == NONE:
+        return None
+    return pb.ClassScore(
+        label=outcome.classes[at], probability=outcome.probabilities[at], class_index=at
     )
 
 
