@@ -68,6 +68,15 @@ class Files:
             names=tuple(self.names[place] for place in places) if self.names else (),
         )
 
+    @staticmethod
+    def joined(parts: "Sequence[Files]") -> "Files":
+        """Returns the images of all parts, which are decoded alike."""
+        return Files(
+            tuple(location for part in parts for location in part.locations),
+            tuple(digest for part in parts for digest in part.digests),
+            decoding=parts[0].decoding,
+        )
+
     def encoded(self, place: int) -> bytes:
         """Reads one's bytes; raises as `decode`."""
         return read_again(self.locations[place], self.digests[place])

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -34,6 +34,8 @@ from trainer.records import Send
 T = TypeVar("T")
 
 BATCH = 8
+"""Images that a worker takes at a time."""
+RUN = 2
 """Images of a run: what they are on the way through the network still fits a core's cache."""
 GPU_BATCH = 128
 """The same on a GPU, which these fill, about."""
@@ -278,11 +280,15 @@ class Features:
         with self._lock:
             return next(chunks, None)
 
-    def _run(self, images: Sequence[tuple[str, Pixels]], size: int = BATCH) -> None:
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            features = self.session.run(np.stack([pixels for _, pixels in batch]), cores=1)
-            rows = {key: row for (key, _), row in zip(batch, features, strict=True)}
+    def _run(self, images: Sequence[tuple[str, Pixels]], size: int = RUN) -> None:
+        """Runs `size` images at a time, and keeps what several runs made at once."""
+        most = max(size, BATCH)
+        for start in range(0, len(images), most):
+            rows: dict[str, Floats] = {}
+            for at in range(start, min(start + most, len(images)), size):
+                batch = images[at : min(at + size, start + most)]
+                features = self.session.run(np.stack([pixels for _, pixels in batch]), cores=1)
+                rows |= {key: row for (key, _), row in zip(batch, features, strict=True)}
             with self._lock:
                 self._rows |= rows
                 self.computed += len(rows)
@@ -301,6 +307,11 @@ class Features:
             session.set_result(self._source.load())
         except BaseException as error:
             session.set_exception(error)
+            return
+        # A look into a large file, while the first images are run; whoever asks for them hears
+        # what goes wrong.
+        with suppress(Exception):
+            _ = self._source.blocks
 
 
 def _key(digest: str, decoding: ImageDecoding) -> str:

@@ -39,7 +39,7 @@ from service.ops.cpus import available_cores
 from trainer import answers, divided, framing, reference
 from trainer.arrays import Ints
 from trainer.backbone_file import OPSET, BackboneFile, narrowest, runtime_of, settle, takes_int8
-from trainer.data import Data, Part
+from trainer.data import Data, Files, Part
 from trainer.divided import Divided
 from trainer.features import Features
 from trainer.framing import Comparison
@@ -339,9 +339,12 @@ class Job:
             except (KeyError, OSError, ValueError) as error:
                 text = f"what the version before learned from is not known ({error})"
                 self.send(Note("warning", text))
+        parts = [part for part in (data.train, data.validation, data.test) if len(part)]
+        if not self.framings:
+            # In one pass, of which no core waits for the end of another part's.
+            self.frozen.of(Files.joined(parts))
         rows = [self.frozen.of(data.train, "training images", self.framings)]
-        for part, detail in ((data.validation, "validation images"), (data.test, "test images")):
-            rows += [self.frozen.of(part, detail)] if len(part) else []
+        rows += [self.frozen.of(part, "images to measure on") for part in parts[1:]]
         return divided.divide(data, np.concatenate(rows), previous, self.choosers)
 
     def linear_probe(self, part: Part, folds: Ints, classes: tuple[str, ...]) -> Head:

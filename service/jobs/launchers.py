@@ -37,7 +37,7 @@ MAX_LINE_BYTES = 2**20
 """A record with 100 files that were left out and 10,000 classes fits."""
 KILLED_S = 10.0
 """How long a killed process may take to be gone; longer means the kernel is stuck."""
-REFILL_S = 5.0
+REFILL_S = 20.0
 """How long the next warm trainer waits for the job before it to end."""
 
 log = logging.getLogger(__name__)

@@ -74,7 +74,7 @@ def test_each_file_is_read_once_and_runs_in_batches_of_a_core_each(
     assert len(reads) == 80
     assert set(reads.values()) == {1}
     assert (made.computed, source.loads) == (80, 1)
-    assert max(source.session.batches) <= features.BATCH
+    assert max(source.session.batches) <= features.RUN
     # Runs side by side are fastest with a core each.
     assert set(source.session.cores) == {1}
     np.testing.assert_array_equal(all_of_them, expected(loaded.train))
@@ -91,7 +91,7 @@ def test_further_framings_are_computed_of_the_same_decoded_images(
     reads.clear()
     cropped = made.all_of(train, framings=["whole"])
     assert (set(reads.values()), made.computed) == ({1}, 40)
-    assert max(source.session.batches) <= features.BATCH
+    assert max(source.session.batches) <= features.RUN
     whole = replace(train, decoding=msgspec.structs.replace(train.decoding, framing="whole"))
     np.testing.assert_array_equal(cropped, expected(train))
     np.testing.assert_array_equal(made.all_of(whole), expected(whole))
@@ -178,6 +178,21 @@ def test_features_come_in_the_order_that_is_asked_for(make_folder: MakeFolder) -
     np.testing.assert_array_equal(made.of(loaded.train), expected(loaded.train))
     np.testing.assert_array_equal(made.of(loaded.train.at([2, 0])), expected(loaded.train)[[2, 0]])
     assert made.computed == len(loaded.train)
+
+
+def test_images_of_several_parts_are_computed_in_one_pass(
+    make_folder: MakeFolder, told: Told
+) -> None:
+    train = data.load(make_folder(per_class=10)).train
+    parts = [train.at(range(12)), train.at(range(12, len(train)))]
+    source = FakeSource()
+    made = Features(source, threads=2, send=told.append)
+    np.testing.assert_array_equal(made.of(data.Files.joined(parts)), expected(train))
+    ends = [r for r in told if isinstance(r, Progressed) and r.fraction == 1.0]
+    assert [end.steps for end in ends] == [len(train)]
+    np.testing.assert_array_equal(made.of(parts[1]), expected(parts[1]))
+    assert source.loads == 1
+    assert made.computed == len(train)
 
 
 def test_an_image_that_went_away_meanwhile_is_named(make_folder: MakeFolder) -> None:
