@@ -374,9 +374,9 @@ BROKEN: dict[str, tuple[Break, str]] = {
         r"dataset ds-.*: \d of its images are not what their digests say",
     ),
     # the database
-    "the format is another's": (
-        sql("INSERT INTO counters VALUES ('x', 1)", "PRAGMA user_version = 99"),
-        "database: has format 99, and this check knows",
+    "its format is not ours": (
+        sql("INSERT INTO counters VALUES ('x', 1)", "PRAGMA application_id = 99"),
+        "database: was made by another version of Graft",
     ),
     "a page is damaged": (lambda data: os.truncate(data / "graft.sqlite3", 9000), "database: "),
     "it is no database": (
