@@ -201,8 +201,8 @@ def check_role(principal: Principal, method: str) -> None:
         has = ", ".join(sorted(principal.roles, key=_ORDER.index))
         raise NotAllowed(
             Reason.ROLE_MISSING,
-            f"{method.rpartition('/')[2]} needs a token with the role {needed}; this one has "
-            f"{has}: ask the server's operator for another",
+            f"this needs a token with the role {needed}, and yours has {has}: ask the server's "
+            "operator for another",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import graftml
 import pytest
 from graftml import types
-from graftml._escaping import escaped
+from graftml._display import escaped
 from graftml.cli import main
 from graftml.cli._output import Output
 from graftml.cli._watching import data_lines
