@@ -1,4 +1,4 @@
-# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make stubs`.
+# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make generate`.
 """Carries calls out over a channel: deadlines, retries, streams, errors.
 
 Stops with `close`; a channel that the caller brought is the caller's to close.
