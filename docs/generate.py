@@ -148,7 +148,7 @@ def grpc_contract() -> str:
             said = _comments(service[2], r"rpc (\w+)")
             rows = []
             for rpc in RPC.finditer(service[2]):
-                roles = RULES[f"/graft.v1.{service[1]}/{rpc[1]}"].roles
+                roles = RULES[f"/graft.v1.{service[1]}/{rpc[1]}"]
                 named = "any" if len(roles) == 3 else ", ".join(sorted(roles, reverse=True))
                 streams = STREAMS[bool(rpc[2]), bool(rpc[3])]
                 rows.append((f"`{rpc[1]}`", named, streams, _first_sentence(said[rpc[1]])))

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,11 +49,8 @@ def back_up(given: argparse.Namespace) -> int:
     config = settings.load_only(_SETTINGS, vars(given), os.environ)
     from service import backup
 
-    with command.private_files():
-        try:
-            copied = backup.back_up(config.data_dir, config.blobs_folder, given.target)
-        except (backup.NoCopy, OSError) as error:
-            raise command.Failed(f"the backup is not whole: {command.reason(error)}") from None
+    with _reported("the backup is not whole"):
+        copied = backup.back_up(config.data_dir, config.blobs_folder, given.target)
     print(f"{given.target} is a backup of {config.data_dir}: {_summary(copied)}")
     return command.EXIT_OK
 
@@ -61,14 +60,25 @@ def restore(given: argparse.Namespace) -> int:
     config = settings.load_only(_SETTINGS, vars(given), os.environ)
     from service import backup
 
-    with command.private_files():
-        try:
-            copied = backup.restore(given.source, config.data_dir, config.blobs_folder)
-        except (backup.NoCopy, OSError) as error:
-            raise command.Failed(f"not restored: {command.reason(error)}") from None
+    with _reported("not restored"):
+        copied = backup.restore(given.source, config.data_dir, config.blobs_folder)
     print(f"{given.source} is restored to {config.data_dir}: {_summary(copied)}")
     # The digests were looked at just now.
     return check.report(config.data_dir, config.blobs_folder, is_quick=True)
+
+
+@contextmanager
+def _reported(failure: str) -> Iterator[None]:
+    """Ends the command where there is no whole copy; closes what is written to other users."""
+    from service.backup import NoCopy
+
+    before = os.umask(0o077)
+    try:
+        yield
+    except (NoCopy, OSError) as error:
+        raise command.Failed(f"{failure}: {command.reason(error)}") from None
+    finally:
+        os.umask(before)
 
 
 def _summary(copied: "Copied") -> str:
