@@ -76,7 +76,7 @@ def test_errors_are_json_where_that_was_asked_for(
 
     server.fail("GetModel", graftml.NotFound("see ListModels", reason="MODEL_NOT_FOUND"))
     assert told("models", "get", "pets", "--json") == {
-        "message": "see `graft models`", "reason": "MODEL_NOT_FOUND", "code": "NOT_FOUND",
+        "message": "see ListModels", "reason": "MODEL_NOT_FOUND", "code": "NOT_FOUND",
     }  # fmt: skip
     assert told("--json", "fintune")["message"].startswith("argument COMMAND: there is no 'fint")
     assert told("finetune", "/no/such", "--name", "a", "--json")["message"].startswith("/no/such:")

@@ -17,19 +17,8 @@ from service.__main__ import main
 from service.ingest import index as indexes
 from service.ingest.index import Index
 from service.storage.database import Database
-from tests.data_folder import make_data_folder
 
 Break = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data_folder(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def data(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "data")
 
 
 def test_a_sound_folder_is_clean_and_stays_as_it_was(

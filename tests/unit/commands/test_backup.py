@@ -19,7 +19,6 @@ from service.domain import JobState
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
 from service.storage.database import Database
-from tests.data_folder import make_data_folder
 from tests.deploy.sample_image import IMAGES
 from tests.e2e.conftest import GUARD_S, INSTANT, ServiceProcess
 
@@ -43,16 +42,6 @@ def failure(name: str, folder: Path, data_dir: Path, *flags: str) -> str:
         return said.getvalue()
     assert " files of " in printed.getvalue()
     return ""
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data_folder(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def data(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "data")
 
 
 @pytest.fixture
