@@ -8,7 +8,7 @@ from typing import Any
 import graftml
 import pytest
 from graftml import types
-from graftml.cli import _bar, _watching, main
+from graftml.cli import _bar, _output, _watching, main
 from graftml.cli._output import Output
 from graftml.testing import FakeGraft, data, note, progress, published, running, succeeded
 from rich.console import Console
