@@ -294,3 +294,13 @@ def test_a_damaged_database_is_no_backup(
     damage_it(copy / "graft.sqlite3")
     assert f"the database of {copy} is damaged" in restore(copy, tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
+
+
+def test_a_folder_of_another_version_is_neither_copied_nor_put_back(
+    data: Path, copy: Path, tmp_path: Path
+) -> None:
+    for folder in (data, copy):
+        with closing(sqlite3.connect(folder / "graft.sqlite3")) as connection:
+            connection.execute("PRAGMA application_id = 99")
+    assert f"{data} was made by another version of Graft" in backup(data, tmp_path / "new")
+    assert f"{copy} was made by another version of Graft" in restore(copy, tmp_path / "restored")
