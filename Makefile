@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-gpu quality lint format stubs stubs-check reference dist dist-check rules lock audit soak fuzz clean
+.PHONY: help demo test bench bench-gpu quality lint format generate generate-check dist dist-check lock audit soak fuzz clean
 
 help:  ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ demo: $(VENV)/.installed  ## Fine-tune and serve on sample images, left in demo/
 # Lint and types are checked beside them, and what they find is the last that is printed.
 WORKERS ?= 2
 test: $(VENV)/.installed-dev $(VENV)/triton/.installed $(NODE)  ## Lint, type-check and run every test
-	@$(MAKE) --no-print-directory lint stubs-check >$(VENV)/lint.txt 2>&1 & lint=$$!; \
+	@$(MAKE) --no-print-directory lint generate-check >$(VENV)/lint.txt 2>&1 & lint=$$!; \
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$lint; lint=$$?; cat $(VENV)/lint.txt; test $$tests = 0 && test $$lint = 0
 
@@ -63,13 +63,12 @@ format: $(VENV)/.installed-dev  ## Let ruff fix what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-stubs: $(VENV)/.installed-dev  ## Generate the Python stubs from proto/, and the blocking client
-	$(PY) -m proto.generate
-	$(PY) -m clients.generate_sync
+GENERATORS := proto.generate clients.generate_sync docs.generate deploy.generate_rules
+generate: $(VENV)/.installed-dev  ## Generate stubs, blocking client, docs/reference/ and Kubernetes' alerts
+	for one in $(GENERATORS); do $(PY) -m $$one || exit; done
 
-stubs-check: $(VENV)/.installed-dev  ## Fail when what is generated is stale
-	$(PY) -m proto.generate --check
-	$(PY) -m clients.generate_sync --check
+generate-check: $(VENV)/.installed-dev  ## Fail when what is generated is stale
+	stale=0; for one in $(GENERATORS); do $(PY) -m $$one --check || stale=1; done; exit $$stale
 
 # Sources first, then wheels out of these, so that nothing is taken from the folder by chance.
 dist: $(VENV)/.installed-dev  ## Build what is installed with pip: wheels and sources, in dist/
@@ -80,15 +79,6 @@ dist: $(VENV)/.installed-dev  ## Build what is installed with pip: wheels and so
 PYTHONS ?=
 dist-check: dist  ## Install the wheels elsewhere and try them (PYTHONS="python3.13 ...": network)
 	$(PY) deploy/try_wheels.py dist $(PYTHONS)
-
-reference: $(VENV)/.installed-dev  ## Write docs/reference/ from the code
-	$(PY) -m docs.generate
-
-RULE := deploy/kubernetes/monitoring/prometheusrule.yaml
-rules:  ## Make Kubernetes' copy of the alerts from deploy/prometheus/rules.yml
-	@sed '1,/^spec:/!d' $(RULE) > $(RULE).new
-	@sed '/./s/^/  /' deploy/prometheus/rules.yml >> $(RULE).new
-	@mv $(RULE).new $(RULE)
 
 $(VENV)/.installed-audit: $(VENV)/.installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e clients/python -e ".[audit]"

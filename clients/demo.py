@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftml import Client, EpochMetrics, GraftError, Note, Progress
+from graftml.cli._image_files import SUFFIXES
 from PIL import Image
 
 MODEL = "demo"
 START_TIMEOUT_S = 30.0
 JOB_TIMEOUT_S = 1800.0
-IMAGES = {
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
-}  # fmt: skip
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS = ("val", "valid", "validation", "test")
 
@@ -74,7 +72,7 @@ def own_data(root: Path) -> Data:
     held_out = [
         (path, path.relative_to(split or root).parts[0])
         for path in sorted((split or root).glob("*/**/*"))
-        if path.suffix.lower() in IMAGES
+        if path.suffix.lower() in SUFFIXES
     ]
     if split is None:
         print("(no val/ folder: the service holds out a part; images asked below may be known)")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent / "python/src/graftml"
 HEADER = (
-    "# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make stubs`.\n"
+    "# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make generate`.\n"
 )
 
 RULES = [
@@ -70,7 +70,7 @@ def main() -> None:
     if check:
         if stale or left:
             names = ", ".join([*stale, *sorted(path.name for path in left)])
-            raise SystemExit(f"stale parts of the blocking client, run `make stubs`: {names}")
+            raise SystemExit(f"stale parts of the blocking client, run `make generate`: {names}")
         return
     for path in left:
         path.unlink()

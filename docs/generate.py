@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: `make reference`.
+"""Writes docs/reference/ from the code: `make generate`.
 
 `--check` writes nothing and fails where a page is stale, so that none is edited by hand.
 """
@@ -38,7 +38,7 @@ STREAMS = {
     (False, True): "response",
     (True, True): "both",
 }
-NOTE = "<!-- Written by `make reference` from {source}; edit that instead. -->\n"
+NOTE = "<!-- Written by `make generate` from {source}; edit that instead. -->\n"
 
 
 def table(*head: str, rows: list[tuple[str, ...]]) -> str:
@@ -148,7 +148,7 @@ def grpc_contract() -> str:
             said = _comments(service[2], r"rpc (\w+)")
             rows = []
             for rpc in RPC.finditer(service[2]):
-                roles = RULES[f"/graft.v1.{service[1]}/{rpc[1]}"].roles
+                roles = RULES[f"/graft.v1.{service[1]}/{rpc[1]}"]
                 named = "any" if len(roles) == 3 else ", ".join(sorted(roles, reverse=True))
                 streams = STREAMS[bool(rpc[2]), bool(rpc[3])]
                 rows.append((f"`{rpc[1]}`", named, streams, _first_sentence(said[rpc[1]])))
@@ -377,7 +377,7 @@ def main() -> None:
     if parser.parse_args().check:
         stale = [name for name in PAGES if (OUT / name).read_text("utf-8") != page(name)]
         if stale:
-            sys.exit(f"stale: {', '.join(stale)}; run `make reference`")
+            sys.exit(f"stale: {', '.join(stale)}; run `make generate`")
         return
     for name in PAGES:
         (OUT / name).write_text(page(name), "utf-8")

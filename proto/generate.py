@@ -91,7 +91,7 @@ def main() -> None:
             for name in names:
                 shutil.copyfile(fresh / name, package.stubs / name)
     if stale:
-        raise SystemExit(f"stale stubs, run `make stubs`: {', '.join(stale)}")
+        raise SystemExit(f"stale stubs, run `make generate`: {', '.join(stale)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from service.commands import backup, check, doctor, restore, run, tokens
+from service.commands import backup, check, doctor, run, tokens
 from service.commands.command import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -50,7 +50,7 @@ def command_line() -> argparse.ArgumentParser:
     version = metadata.version("graftml-server")
     parser.add_argument("--version", action="version", version=f"graft-server {version}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for module in (run, check, backup, restore, tokens, doctor):
+    for module in (run, check, backup, tokens, doctor):
         module.add(commands)
     return parser
 

@@ -122,11 +122,13 @@ def _copy_database(data_dir: Path, new: Path) -> set[str]:
 
 
 def _needed(copy: sqlite3.Connection, folder: Path) -> set[str]:
-    """Returns the objects that rows name; raises NoCopy for a database that is not whole."""
+    """Returns the objects that rows name; raises NoCopy where it is not whole, or not ours."""
     copy.row_factory = sqlite3.Row
     (found,) = copy.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise _damaged(folder, found)
+    if not database.is_current(copy):
+        raise NoCopy(f"{folder} was made by another version of Graft: use that version for it")
     return collector.needed_objects(copy)
 
 

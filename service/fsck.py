@@ -151,9 +151,8 @@ def _store(data_dir: Path, blobs_dir: Path | None) -> BlobFolder:
 def _problems(
     connection: database.Connection, store: BlobFolder, reads_contents: bool
 ) -> Iterator[str]:
-    (written,) = connection.execute("PRAGMA user_version").fetchone()
-    if written != (known := database.known_format()):
-        yield f"database: has format {written}, and this check knows {known}: use that Graft's"
+    if not database.is_current(connection):
+        yield "database: was made by another version of Graft: use that version's check"
         return
     connection.execute("BEGIN")
     for (line,) in connection.execute("PRAGMA integrity_check(100)"):

@@ -186,8 +186,8 @@ def check_classes(found: Division, warnings: list[str]) -> tuple[str, ...]:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
             f"images were found for {len(labels)} class ({', '.join(labels) or 'none'}), and a "
-            "classifier needs 2 or more: add another class, or grow a version that has some with "
-            "`base`",
+            "classifier needs 2 or more: add another class, or go on from a version that has "
+            "some",
         )
     if unlearned := [label for label in labels if not learned[label]]:
         raise InvalidInput(

@@ -1,9 +1,9 @@
 """Principals, their quotas, and the table of methods: which roles may call each.
 
 A principal is a token's id, tenant and roles; one is bound to the task that serves its call. The
-table holds every method that the server answers except health checks, which anybody may call, and
-says which of them change something; a method that is not in it is refused. A role counts within
-the principal's own tenant.
+table holds every method that the server answers except health checks, which anybody may call; a
+method that is not in it is refused. Which of them change something the contract says. A role
+counts within the principal's own tenant.
 """
 
 import time
@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
+
+from google.protobuf.descriptor_pb2 import MethodOptions
+from graftml_stubs.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 
 from service.domain import DEFAULT_TENANT, ModelKey
 from service.errors import NotAllowed, Reason
@@ -103,47 +106,36 @@ def enter(principal: Principal) -> None:
     _current.set(principal)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """The roles that a method needs."""
+_ANY: frozenset[Role] = frozenset({"predict", "train", "admin"})
+_PREDICT: frozenset[Role] = frozenset({"predict", "admin"})
+_TRAIN: frozenset[Role] = frozenset({"train", "admin"})
+_ADMIN: frozenset[Role] = frozenset({"admin"})
 
-    roles: frozenset[Role]
-    """Any one of these is enough."""
-    is_change: bool = False
-    """Whether calls of it stand in the audit log."""
-
-
-_ANY = Rule(frozenset({"predict", "train", "admin"}))
-_PREDICT = Rule(frozenset({"predict", "admin"}))
-_TRAIN = Rule(frozenset({"train", "admin"}))
-_TRAIN_CHANGES = Rule(_TRAIN.roles, is_change=True)
-_ADMIN_CHANGES = Rule(frozenset({"admin"}), is_change=True)
-
-_SERVICES: Mapping[str, Mapping[str, Rule]] = {
+_SERVICES: Mapping[str, Mapping[str, frozenset[Role]]] = {
     "graft.v1.FineTuningService": {
-        "FineTune": _TRAIN_CHANGES,
+        "FineTune": _TRAIN,
         "GetJob": _TRAIN,
         "ListJobs": _TRAIN,
         "WatchJob": _TRAIN,
-        "CancelJob": _TRAIN_CHANGES,
-        "DeleteJob": _TRAIN_CHANGES,
-        "RankBackbones": _TRAIN_CHANGES,
+        "CancelJob": _TRAIN,
+        "DeleteJob": _TRAIN,
+        "RankBackbones": _TRAIN,
     },
     "graft.v1.DatasetService": {
-        "UploadDataset": _TRAIN_CHANGES,
+        "UploadDataset": _TRAIN,
         "GetDataset": _TRAIN,
         "ListDatasets": _TRAIN,
-        "DeleteDataset": _TRAIN_CHANGES,
-        "AddImages": _TRAIN_CHANGES,
-        "RemoveImages": _TRAIN_CHANGES,
-        "RelabelImages": _TRAIN_CHANGES,
+        "DeleteDataset": _TRAIN,
+        "AddImages": _TRAIN,
+        "RemoveImages": _TRAIN,
+        "RelabelImages": _TRAIN,
         "ListImages": _TRAIN,
-        "EraseImage": _ADMIN_CHANGES,
+        "EraseImage": _ADMIN,
     },
     "graft.v1.BackboneService": {
-        "RegisterBackbone": _ADMIN_CHANGES,
+        "RegisterBackbone": _ADMIN,
         "ListBackbones": _TRAIN,
-        "DeleteBackbone": _ADMIN_CHANGES,
+        "DeleteBackbone": _ADMIN,
     },
     "graft.v1.PredictionService": {
         "Predict": _PREDICT,
@@ -152,14 +144,14 @@ _SERVICES: Mapping[str, Mapping[str, Rule]] = {
     "graft.v1.ModelService": {
         "GetModel": _ANY,
         "ListModels": _ANY,
-        "DeleteModel": _ADMIN_CHANGES,
+        "DeleteModel": _ADMIN,
         "GetVersion": _ANY,
         "ListVersions": _ANY,
-        "DeleteVersion": _ADMIN_CHANGES,
-        "SetAlias": _TRAIN_CHANGES,
-        "DeleteAlias": _TRAIN_CHANGES,
-        "RollbackAlias": _TRAIN_CHANGES,
-        "PromoteVersion": _TRAIN_CHANGES,
+        "DeleteVersion": _ADMIN,
+        "SetAlias": _TRAIN,
+        "DeleteAlias": _TRAIN,
+        "RollbackAlias": _TRAIN,
+        "PromoteVersion": _TRAIN,
         "GetReport": _TRAIN,
         "ExportModel": _TRAIN,
     },
@@ -174,42 +166,53 @@ _SERVICES: Mapping[str, Mapping[str, Rule]] = {
         "ModelConfig": _PREDICT,
         "ModelStatistics": _PREDICT,
         "RepositoryIndex": _PREDICT,
-        "RepositoryModelLoad": _ADMIN_CHANGES,
-        "RepositoryModelUnload": _ADMIN_CHANGES,
+        "RepositoryModelLoad": _ADMIN,
+        "RepositoryModelUnload": _ADMIN,
     },
     "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": _ANY},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _ANY},
 }
 
-RULES: Mapping[str, Rule] = {
-    f"/{service}/{method}": rule
+RULES: Mapping[str, frozenset[Role]] = {
+    f"/{service}/{method}": roles
     for service, methods in _SERVICES.items()
-    for method, rule in methods.items()
+    for method, roles in methods.items()
 }
-"""By full method, "/graft.v1.ModelService/GetModel"."""
+"""The roles of which any one is enough, by full method, "/graft.v1.ModelService/GetModel"."""
+
+_CHANGES = {
+    f"/{service.full_name}/{method.name}"
+    for file in (backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
+} | {
+    # Of a contract that is not ours, and does not say so.
+    "/inference.GRPCInferenceService/RepositoryModelLoad",
+    "/inference.GRPCInferenceService/RepositoryModelUnload",
+}
 
 
 def check_role(principal: Principal, method: str) -> None:
     """Raises NotAllowed if none of the principal's roles is enough for the method."""
-    rule = RULES.get(method)
-    if rule is None:
+    roles = RULES.get(method)
+    if roles is None:
         raise NotAllowed(
             Reason.ROLE_MISSING, f"nobody may call {method}: no rule says which role it needs"
         )
-    if not rule.roles & principal.roles:
-        needed = " or ".join(sorted(rule.roles, key=_ORDER.index))
+    if not roles & principal.roles:
+        needed = " or ".join(sorted(roles, key=_ORDER.index))
         has = ", ".join(sorted(principal.roles, key=_ORDER.index))
         raise NotAllowed(
             Reason.ROLE_MISSING,
-            f"{method.rpartition('/')[2]} needs a token with the role {needed}; this one has "
-            f"{has}: ask the server's operator for another",
+            f"this needs a token with the role {needed}, and yours has {has}: ask the server's "
+            "operator for another",
         )
 
 
 def is_change(method: str) -> bool:
     """Tells whether a call of the method changes something that is stored."""
-    rule = RULES.get(method)
-    return rule is not None and rule.is_change
+    return method in _CHANGES
 
 
 _ORDER: list[str] = ["predict", "train", "admin"]

@@ -1,9 +1,7 @@
 """What all subcommands share: exit codes, and how each is added to the one command."""
 
 import argparse
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final
 
 EXIT_OK: Final = 0
@@ -62,13 +60,3 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
-
-
-@contextmanager
-def private_files() -> Iterator[None]:
-    """Closes what is written meanwhile to other users: the stored data is customers'."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)

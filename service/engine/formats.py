@@ -1,6 +1,6 @@
 """Recognises image formats by a file's bytes, and names what is not an image.
 
-Knows files by their first bytes alone, never by their names.
+Knows files by their first bytes alone; by their names only what they are meant to be.
 """
 
 import re
@@ -13,6 +13,12 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
 """Formats that are decoded, as Pillow names them."""
 TITLES: Final = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC"
 """The same, as people name them."""
+
+SUFFIXES: Final = frozenset({
+    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg", ".jpg",
+    ".png", ".tif", ".tiff", ".webp",
+})  # fmt: skip
+"""Of names of files in these formats. Whether one is an image its bytes say."""
 
 TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 

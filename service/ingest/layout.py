@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
+from service.engine import formats
 from service.errors import InvalidInput, Reason
 from service.ingest.labels import canonical, check_alike, loose_label
 from service.ingest.names import is_text, label_problem, shown, text
@@ -163,7 +164,7 @@ def _is_class(entry: Entry) -> bool:
         return True
     # What a link leads to is not looked at; a class that is one must not be lost.
     suffix = Path(entry.name[-1]).suffix.lower()
-    return entry.kind is Kind.LINK and suffix not in _IMAGE_SUFFIXES | _OTHER_SUFFIXES
+    return entry.kind is Kind.LINK and suffix not in formats.SUFFIXES | _OTHER_SUFFIXES
 
 
 class _Tree:
@@ -341,12 +342,6 @@ def _noise_row(name: Name, *, is_file: bool) -> LeftOutFile:
     return LeftOutFile(f"{path}/", "", reason, f"{kind}, with all in it")
 
 
-_IMAGE_SUFFIXES = {
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
-    ".avif", ".heic", ".heif", ".hif",
-}  # fmt: skip
-
-
 _OTHER_SUFFIXES = {
     ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf",
     ".zip", ".tar", ".gz", ".log", ".db", ".py", ".sh",
@@ -354,7 +349,7 @@ _OTHER_SUFFIXES = {
 
 
 def _looks_like_image(name: str) -> bool:
-    return Path(name).suffix.lower() in _IMAGE_SUFFIXES
+    return Path(name).suffix.lower() in formats.SUFFIXES
 
 
 class _Labels:

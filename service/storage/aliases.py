@@ -69,7 +69,7 @@ def check_unnamed(connection: Connection, model: ModelKey) -> None:
         raise WrongState(
             Reason.MODEL_IN_USE,
             f"model {model.name} is called by {told}, and callers of these names would "
-            "fail: delete the aliases first, or set force to delete the model "
+            "fail: delete the aliases first, or delete the model by force, "
             "with all its versions and aliases",
         )
 

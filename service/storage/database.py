@@ -11,9 +11,11 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
@@ -45,8 +47,8 @@ class Database:
     `on_damage` is called once when a page is found damaged: what is acknowledged from then on
     would be lost with the file, so no transaction begins any more, and the process should end.
     An `is_exclusive` one keeps every other server out of the folder. Raises Unavailable when
-    another server has the folder or it cannot be written, Internal when a newer Graft wrote the
-    database, Damaged when its file is not whole.
+    another server has the folder or it cannot be written, Internal when another version of Graft
+    made it, Damaged when its file is not whole.
     """
 
     def __init__(
@@ -78,7 +80,14 @@ class Database:
                 self._writer = self._connect()
                 try:
                     _check(self._writer)
-                    _migrate(self._writer, _shipped() if scripts is None else scripts)
+                    known = _shipped() if scripts is None else scripts
+                    if not _is_made_by(self._writer, known):
+                        raise Internal(
+                            Reason.INTERNAL,
+                            f"the data folder {folder} was made by another version of Graft: "
+                            "start that version, or give this one a folder of its own",
+                        )
+                    _migrate(self._writer, known)
                 except BaseException:
                     self._writer.close()
                     raise
@@ -278,9 +287,9 @@ def references_to(connection: Connection, table: str) -> list[tuple[str, str]]:
     ]
 
 
-def known_format() -> int:
-    """Returns the format that this Graft brings a database to."""
-    return len(_shipped())
+def is_current(connection: Connection) -> bool:
+    """Tells whether a database is as this version of Graft makes it."""
+    return _mark(connection) == _mark_of(_shipped())
 
 
 @contextmanager
@@ -317,18 +326,33 @@ def _shipped() -> list[str]:
     return [(folder / name).read_text("utf-8") for name in names]
 
 
-def _migrate(connection: Connection, scripts: Sequence[str]) -> None:
+def _mark(connection: Connection) -> tuple[int, int]:
+    """Returns how many migrations made a database, and a checksum of these."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(scripts):
-        raise Internal(
-            Reason.INTERNAL,
-            f"the database has format {version}, this Graft knows up to {len(scripts)}: run the "
-            "newer Graft that wrote it, or restore a backup",
-        )
+    (checksum,) = connection.execute("PRAGMA application_id").fetchone()
+    return version, checksum
+
+
+def _mark_of(scripts: Sequence[str]) -> tuple[int, int]:
+    # Neither comments nor white space change a schema. The pragma takes 31 bits.
+    words = re.sub(r"--.*", "", "\n".join(scripts)).split()
+    return len(scripts), zlib.crc32(" ".join(words).encode()) & 0x7FFFFFFF
+
+
+def _is_made_by(connection: Connection, scripts: Sequence[str]) -> bool:
+    """Tells whether the first of these scripts, or none yet, made a database."""
+    mark = _mark(connection)
+    return mark == _mark_of(scripts[: mark[0]])
+
+
+def _migrate(connection: Connection, scripts: Sequence[str]) -> None:
+    version, _ = _mark(connection)
     for number, script in enumerate(scripts[version:], version + 1):
+        _, checksum = _mark_of(scripts[:number])
         try:
             connection.executescript(
-                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
+                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\n"
+                f"PRAGMA application_id = {checksum};\nCOMMIT;"
             )
         except BaseException:
             if connection.in_transaction:

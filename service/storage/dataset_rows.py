@@ -267,7 +267,7 @@ def check_classes(labels: Collection[str], field: str) -> None:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
             f"the images are of {len(labels)} class{named}, and {MIN_CLASSES} are needed to tell "
-            "apart: add images of another class, or grow a version that has some with `base`",
+            "apart: add images of another class, or go on from a version that has some",
             field=field,
         )
 

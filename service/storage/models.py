@@ -9,28 +9,26 @@ deletes rows alone.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from service.contract import ExportedBackbone, decode_manifest
+from service.contract import ExportedBackbone
 from service.domain import (
     LATEST,
-    GateCheck,
     Manifest,
     ModelFiles,
     ModelKey,
     VersionSource,
     check_alias,
 )
-from service.errors import Internal, Reason, WrongState, unloadable
+from service.errors import Internal, Reason, WrongState
 from service.ops import failpoints
 from service.storage import aliases, backbone_rows, pagination, results, version_rows
 from service.storage.blobs import Blobs
 from service.storage.changes import Changes
 from service.storage.database import Connection, Database
+from service.storage.manifests import Manifests, with_checks
 from service.storage.quotas import Quotas
 from service.storage.version_rows import (
     ModelRecord,
@@ -43,8 +41,6 @@ from service.storage.version_rows import (
 
 _MAX_RESOLVED = 20_000
 """Limit on remembered look-ups; some 700 bytes each."""
-_MAX_MANIFEST_BYTES = 32 * 2**20
-"""Limit on manifests in memory, as JSON."""
 
 _Asked = tuple[ModelKey, int | None, str | None]
 
@@ -68,9 +64,7 @@ class ModelStore:
         self._quotas = quotas
         self._resolved: OrderedDict[_Asked, ModelFiles] = OrderedDict()
         """What was asked for, the least recently used first."""
-        self._manifests: OrderedDict[str, tuple[Manifest, int]] = OrderedDict()
-        """By digest, with the bytes of its JSON."""
-        self._manifest_bytes = 0
+        self._manifests = Manifests(blobs)
         self._generation = 0
         self._guard = threading.Lock()
         changes.listen("model", self._forget)
@@ -104,7 +98,7 @@ class ModelStore:
                     f"{new.job_id} has published version {done['version']} from another result",
                 )
             return Publication(
-                int(done["version"]), _with_checks(manifest, version_rows.gate_checks(done))
+                int(done["version"]), with_checks(manifest, version_rows.gate_checks(done))
             )
         needed = [*stored.own, stored.backbone, *([stored.reference] if stored.reference else [])]
         self._blobs.reference(connection, needed)
@@ -116,7 +110,7 @@ class ModelStore:
                 manifest.gate_checks,
                 manifest.incumbent_version,
             )
-            manifest = _with_checks(manifest, checks)
+            manifest = with_checks(manifest, checks)
         version = version_rows.insert(connection, new, manifest)
         self._quotas.check_version(connection, model.tenant, new.max_stored_bytes)
         failpoints.reach("version.inserted")
@@ -222,13 +216,7 @@ class ModelStore:
 
         Reads its blob where it is not in memory; raises as `Blobs.read`.
         """
-        digest = record.manifest_digest
-        with self._guard:
-            known = self._manifests.get(digest)
-            if known is not None:
-                self._manifests.move_to_end(digest)
-        manifest = known[0] if known else self._read_manifest(record)
-        return _with_checks(manifest, record.gate_checks)
+        return self._manifests.of(record)
 
     def remembered(
         self, model: ModelKey, version: int | None, alias: str | None
@@ -447,22 +435,6 @@ class ModelStore:
             ).fetchone()
         return dict(row)
 
-    def _read_manifest(self, record: VersionRecord) -> Manifest:
-        kind = f"manifest of version {record.version} of {record.model.name}"
-        content = self._blobs.read(record.manifest_digest, kind)
-        try:
-            manifest = decode_manifest(content)
-        except msgspec.DecodeError as error:
-            raise unloadable(kind, "cannot be read") from error
-        with self._guard:
-            if record.manifest_digest not in self._manifests:
-                self._manifests[record.manifest_digest] = manifest, len(content)
-                self._manifest_bytes += len(content)
-            while self._manifest_bytes > _MAX_MANIFEST_BYTES:
-                _, (_, nbytes) = self._manifests.popitem(last=False)
-                self._manifest_bytes -= nbytes
-        return manifest
-
     def _forget(self, tenant: str, name: str) -> None:
         failpoints.reach("model.changed")
         with self._guard:
@@ -472,10 +444,6 @@ class ModelStore:
                 return
             for asked in [asked for asked in self._resolved if asked[0] == (tenant, name)]:
                 del self._resolved[asked]
-
-
-def _with_checks(manifest: Manifest, checks: Sequence[GateCheck]) -> Manifest:
-    return msgspec.structs.replace(manifest, gate_checks=list(checks))
 
 
 def _model(connection: Connection, model: ModelKey) -> ModelRecord:

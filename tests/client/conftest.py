@@ -14,7 +14,11 @@ from typing import Any
 
 import graftml
 import pytest
+from graftml.cli import main
 from graftml.testing import FakeGraft
+
+Run = Callable[..., tuple[int, str, str]]
+"""Runs a command; returns its exit code and what it printed."""
 
 GUARD_S = 60.0
 """Ends what hangs."""
@@ -145,3 +149,15 @@ def folder(tmp_path: Path) -> Path:
     (root / ".cache" / "thumb.jpg").write_text("x")
     (root / "dog" / "link.jpg").symlink_to(root / "cat" / "0.jpg")
     return root
+
+
+@pytest.fixture
+def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command against the server; returns its exit code and what it printed."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([*map(str, arguments), "--server", server.target])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

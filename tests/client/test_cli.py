@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,12 @@ from graftml.cli import main
 from graftml.testing import FakeGraft, failed, running
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
-Run = Callable[..., tuple[int, str, str]]
+from tests.client.conftest import Run
 
 
-@pytest.fixture
-def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command against the server; returns its exit code and what it printed."""
+@pytest.fixture(autouse=True)
+def pets(server: FakeGraft) -> None:
     server.add_model("pets")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([*map(str, arguments), "--server", server.target])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 OF_HEADS = ("--method", "feature-based", "--l2", "0.1")

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from graftml.cli import main
 from graftml.cli._predicting import _UNDER_WAY
 from graftml.testing import Answer, FakeGraft
 
-Run = Callable[..., tuple[int, str, str]]
+from tests.client.conftest import Run
 
 
 def answer(_model: str, image: Any) -> Answer:

@@ -3,29 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from datetime import datetime
 
 import graftml
 import pytest
-from graftml.cli import _layout, _listing, main
+from graftml.cli import _layout, _listing
 from graftml.testing import FakeGraft
 
-Run = Callable[..., tuple[int, str, str]]
+from tests.client.conftest import Run
+
 COLUMNS = ("job", "model", "time", "progress")
 JOB = ("job-01a22e109a8a-ae6a4721b498d3d1", "ants", "0:28", "one of 63 files cannot be read")
-
-
-@pytest.fixture
-def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command against the server; returns its exit code and what it printed."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([*map(str, arguments), "--server", server.target])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def start(server: FakeGraft, *jobs: tuple[str, dict[str, str]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import graftml
 import pytest
 from graftml import types
-from graftml.cli import _bar, _times, _watching, main
+from graftml.cli import _bar, _output, _watching, main
 from graftml.cli._output import Output
 from graftml.testing import FakeGraft, data, note, progress, published, running, succeeded
 from rich.console import Console
@@ -138,8 +138,8 @@ def test_the_clock_of_the_bar_goes_on_while_nothing_arrives() -> None:
 
 
 def test_a_bar_is_never_full_before_the_end() -> None:
-    assert [_times.percent(f) for f in (0.0, 0.996, 0.9999, 1.0)] == ["0%", "99%", "99%", "100%"]
-    assert [_times.clock(s) for s in (0.4, 61, 3599, 3600, 7265)] == [
+    assert [_output.percent(f) for f in (0.0, 0.996, 0.9999, 1.0)] == ["0%", "99%", "99%", "100%"]
+    assert [_output.clock(s) for s in (0.4, 61, 3599, 3600, 7265)] == [
         "0:00", "1:01", "59:59", "1:00:00", "2:01:05",
     ]  # fmt: skip
 

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import graftml
 import pytest
 from graftml import types
-from graftml._escaping import escaped
+from graftml._display import escaped
 from graftml.cli import main
 from graftml.cli._output import Output
 from graftml.cli._watching import data_lines
@@ -18,21 +17,10 @@ from graftml.testing import FakeGraft, data, published, running, succeeded
 from graftml_stubs.v1 import dataset_pb2 as pb
 from rich.console import Console
 
-Run = Callable[..., tuple[int, str, str]]
+from tests.client.conftest import Run
+
 EVIL = "a\x1b[2J\n\u202eb\x9b"
 SAFE = r"a\x1b[2J\n\u202eb\x9b"
-
-
-@pytest.fixture
-def run(server: FakeGraft, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command against the server; returns its exit code and what it printed."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([*map(str, arguments), "--server", server.target])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def is_clean(text: str) -> bool:

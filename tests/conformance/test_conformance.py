@@ -6,9 +6,11 @@ from pathlib import Path
 import graftml
 import pytest
 from graftml import testing
+from graftml.cli import _image_files
 from graftml.testing import FakeGraft, SentImage
 from graftml_stubs.v1 import fine_tuning_pb2, model_pb2
 
+from service.engine import formats
 from tests.conformance.scenarios import SCENARIOS, Scenario
 from tests.conformance.transcript import Transcript, differences, listen
 from tests.rpc.conftest import MakeService
@@ -103,3 +105,7 @@ async def test_a_fake_that_drifts_is_found(
     with FakeGraft(predict=sure, script=script) as fake:
         drift(fake)
         assert found in differences(true, await told(fake.target, scenario, images)).splitlines()
+
+
+def test_the_command_takes_files_for_images_by_the_suffixes_that_the_service_does() -> None:
+    assert _image_files.SUFFIXES == formats.SUFFIXES

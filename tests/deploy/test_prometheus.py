@@ -71,12 +71,6 @@ def test_pages_and_tickets_are_told_apart() -> None:
     )
 
 
-def test_the_operator_of_kubernetes_gets_the_same_rules() -> None:
-    copy = DEPLOY / "kubernetes" / "monitoring" / "prometheusrule.yaml"
-    own = yaml.safe_load((PROMETHEUS / "rules.yml").read_text())
-    assert yaml.safe_load(copy.read_text())["spec"] == own, "run `make rules`"
-
-
 def test_each_alert_is_tested_to_fire_and_to_be_silent() -> None:
     tests = yaml.safe_load((PROMETHEUS / "rules_test.yml").read_text())["tests"]
     cases = [case for test in tests for case in test["alert_rule_test"]]

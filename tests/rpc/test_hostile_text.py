@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from graftml._escaping import escaped
+from graftml._display import escaped
 from graftml.cli import main
 
 from tests.rpc.conftest import CLASSES, Service, image

@@ -36,7 +36,7 @@ MISTAKES = {
         "finetune one --name colours",
         1,
         "the images are of 1 class ('red'), and 2 are needed to tell apart: add images of another "
-        "class, or grow a version that has some with --base [DATASET_UNUSABLE]",
+        "class, or go on from a version that has some [DATASET_UNUSABLE]",
     ),
     "the model's name is mistyped": (
         "predict color photos",

@@ -17,19 +17,8 @@ from service.__main__ import main
 from service.ingest import index as indexes
 from service.ingest.index import Index
 from service.storage.database import Database
-from tests.data_folder import make_data_folder
 
 Break = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data_folder(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def data(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "data")
 
 
 def test_a_sound_folder_is_clean_and_stays_as_it_was(
@@ -374,9 +363,9 @@ BROKEN: dict[str, tuple[Break, str]] = {
         r"dataset ds-.*: \d of its images are not what their digests say",
     ),
     # the database
-    "the format is another's": (
-        sql("INSERT INTO counters VALUES ('x', 1)", "PRAGMA user_version = 99"),
-        "database: has format 99, and this check knows",
+    "its format is not ours": (
+        sql("INSERT INTO counters VALUES ('x', 1)", "PRAGMA application_id = 99"),
+        "database: was made by another version of Graft",
     ),
     "a page is damaged": (lambda data: os.truncate(data / "graft.sqlite3", 9000), "database: "),
     "it is no database": (

@@ -79,7 +79,7 @@ def test_a_missing_role_is_named() -> None:
     with pytest.raises(NotAllowed) as caught:
         check_role(principal, "/graft.v1.ModelService/DeleteModel")
     assert caught.value.reason is Reason.ROLE_MISSING
-    assert "DeleteModel needs a token with the role admin; this one has predict, train" in (
+    assert "this needs a token with the role admin, and yours has predict, train" in (
         caught.value.message
     )
 

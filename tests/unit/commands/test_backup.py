@@ -19,7 +19,6 @@ from service.domain import JobState
 from service.jobs.replicas import Replicas
 from service.jobs.store import JobStore
 from service.storage.database import Database
-from tests.data_folder import make_data_folder
 from tests.deploy.sample_image import IMAGES
 from tests.e2e.conftest import GUARD_S, INSTANT, ServiceProcess
 
@@ -43,16 +42,6 @@ def failure(name: str, folder: Path, data_dir: Path, *flags: str) -> str:
         return said.getvalue()
     assert " files of " in printed.getvalue()
     return ""
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data_folder(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def data(whole: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(whole, tmp_path / "data")
 
 
 @pytest.fixture
@@ -305,3 +294,13 @@ def test_a_damaged_database_is_no_backup(
     damage_it(copy / "graft.sqlite3")
     assert f"the database of {copy} is damaged" in restore(copy, tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
+
+
+def test_a_folder_of_another_version_is_neither_copied_nor_put_back(
+    data: Path, copy: Path, tmp_path: Path
+) -> None:
+    for folder in (data, copy):
+        with closing(sqlite3.connect(folder / "graft.sqlite3")) as connection:
+            connection.execute("PRAGMA application_id = 99")
+    assert f"{data} was made by another version of Graft" in backup(data, tmp_path / "new")
+    assert f"{copy} was made by another version of Graft" in restore(copy, tmp_path / "restored")

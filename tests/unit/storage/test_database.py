@@ -175,11 +175,25 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    Database(tmp_path, [TABLE, "CREATE TABLE u (x INTEGER);"]).close()
-    with pytest.raises(Internal, match="run the newer Graft"):
+@pytest.mark.parametrize(
+    "other",
+    [
+        [TABLE, "CREATE TABLE u (x INTEGER);"],  # newer
+        ["CREATE TABLE t (x TEXT);"],  # of as many steps, and not the same ones
+    ],
+)
+def test_a_database_of_another_version_is_refused_and_left_alone(
+    tmp_path: Path, other: list[str]
+) -> None:
+    Database(tmp_path, other).close()
+    with pytest.raises(Internal, match="was made by another version of Graft: start that version"):
         Database(tmp_path, [TABLE])
-    Database(tmp_path, [TABLE, "CREATE TABLE u (x INTEGER);"]).close()
+    Database(tmp_path, other).close()
+
+
+def test_comments_and_white_space_make_no_other_database(tmp_path: Path) -> None:
+    Database(tmp_path, [TABLE]).close()
+    Database(tmp_path, [f"-- What it holds.\n  {TABLE}\n"]).close()
 
 
 def test_a_closed_database_says_that_the_service_stops(small: Database) -> None:

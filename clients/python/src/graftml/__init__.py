@@ -4,9 +4,9 @@ Light: needs gRPC and protobuf alone. `graftml.testing` holds a server for tests
 `graftml.cli` the `graft` command.
 """
 
-from graftml import _version
 from graftml._async.client import AsyncClient
 from graftml._async.fine_tuning import AsyncJobHandle, AsyncRankingHandle
+from graftml._channel import version
 from graftml._outcomes import JobCancelled, JobFailed
 from graftml._sync.client import Client
 from graftml._sync.fine_tuning import JobHandle, RankingHandle
@@ -76,7 +76,7 @@ from graftml.types import (
     VersionPublished,
 )
 
-__version__ = _version.version()
+__version__ = version()
 
 __all__ = [
     "NO_RETRY",

@@ -5,11 +5,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from typing import Any, Final
 
 import grpc
 
-from graftml import _version
 from graftml.errors import DeadlineExceeded, GraftError, invalid
 
 DEFAULT_TARGET: Final = "localhost:50051"
@@ -76,7 +77,7 @@ def settings(
         (
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.primary_user_agent", f"graftml/{_version.version()}"),
+            ("grpc.primary_user_agent", f"graftml/{version()}"),
             # A connection whose other end is gone is found out while a call waits on it.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
@@ -164,3 +165,12 @@ class Patience:
             f"{self._target} was not ready within {self._timeout_s:g} s{why}",
             code=grpc.StatusCode.DEADLINE_EXCEEDED,
         )
+
+
+@cache
+def version() -> str:
+    """Returns the installed distribution's version; "unknown" where there is none."""
+    try:
+        return metadata.version("graftml")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,4 +1,4 @@
-"""The contract's calls, as the stubs' descriptors have them."""
+"""The contract's calls, as the stubs' descriptors have them, and the check of a server's health."""
 
 from typing import Final
 
@@ -14,6 +14,15 @@ METHODS: Final[dict[str, MethodDescriptor]] = {
     for method in service.methods
 }
 """Every call by the full name of its request, which no two share."""
+
+# As grpc.health.v1 has it. Its two messages are one field each: a package for them would be the
+# client's largest.
+HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
+WHOLE_SERVER: Final = b""
+"""A request: the name of no service."""
+SERVING: Final = b"\x08\x01"
+NOT_SERVING: Final = b"\x08\x02"
+"""Answers: field 1, a varint."""
 
 
 def is_safe(request: Message) -> bool:

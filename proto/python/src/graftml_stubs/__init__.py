@@ -1,1 +1,1 @@
-"""Stubs of the gRPC contract, generated from proto/graft/ by `make stubs`."""
+"""Stubs of the gRPC contract, generated from proto/graft/ by `make generate`."""

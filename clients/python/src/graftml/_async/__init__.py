@@ -1,1 +1,1 @@
-"""The client in asyncio, of which `graftml._sync` is generated: `make stubs`."""
+"""The client in asyncio, of which `graftml._sync` is generated: `make generate`."""

@@ -14,7 +14,7 @@ from graftml import _async_io as io
 from graftml._async.transport import AsyncTransport
 from graftml._channel import TRANSFER_TIMEOUT_S
 from graftml._encoding import message
-from graftml._export import whole_file
+from graftml._files import whole_file
 from graftml._requests import version_of
 from graftml._rpcs import is_safe
 from graftml.types import Model, Rollback, Version

@@ -18,9 +18,8 @@ from graftml_stubs.v1 import (
 )
 
 from graftml import _async_io as io
-from graftml import _diagnosis, _health
+from graftml import _diagnosis, _rpcs
 from graftml._channel import Settings
-from graftml._rpcs import is_safe
 from graftml.errors import GraftError, from_rpc
 from graftml.retry import Attempts, RetryPolicy
 
@@ -74,7 +73,9 @@ class AsyncTransport:
         async def attempt(left_s: float) -> Res:
             return await invoke(request, timeout=left_s, metadata=self._metadata)
 
-        return await self.attempts(attempt, timeout_s or self.timeout_s, is_safe=is_safe(request))
+        return await self.attempts(
+            attempt, timeout_s or self.timeout_s, is_safe=_rpcs.is_safe(request)
+        )
 
     async def attempts(
         self, run: Callable[[float], Awaitable[T]], timeout_s: float, *, is_safe: bool
@@ -150,14 +151,14 @@ class AsyncTransport:
 
     async def probe(self, timeout_s: float, *, wait: bool) -> bool:
         """Tells whether the server says SERVING; with `wait`, waits for a connection."""
-        invoke: Any = self._channel.unary_unary(_health.PATH)
+        invoke: Any = self._channel.unary_unary(_rpcs.HEALTH_CHECK)
         try:
             answer = await invoke(
-                _health.WHOLE_SERVER,
+                _rpcs.WHOLE_SERVER,
                 timeout=timeout_s,
                 metadata=self._metadata,
                 wait_for_ready=wait,
             )
         except grpc.RpcError as error:
             raise from_rpc(error, self.target, timeout_s) from error
-        return bool(answer == _health.SERVING)
+        return bool(answer == _rpcs.SERVING)

@@ -1,2 +1,2 @@
-# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make stubs`.
-"""The client in asyncio, of which `graftml._sync` is generated: `make stubs`."""
+# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make generate`.
+"""The client in asyncio, of which `graftml._sync` is generated: `make generate`."""

@@ -1,4 +1,4 @@
-# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make stubs`.
+# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make generate`.
 """The client's methods for datasets."""
 
 from collections.abc import Iterable, Iterator, Mapping

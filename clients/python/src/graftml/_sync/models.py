@@ -1,4 +1,4 @@
-# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make stubs`.
+# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make generate`.
 """The client's methods for models, their versions, aliases and files."""
 
 import json
@@ -14,7 +14,7 @@ from graftml import _answers
 from graftml import _sync_io as io
 from graftml._channel import TRANSFER_TIMEOUT_S
 from graftml._encoding import message
-from graftml._export import whole_file
+from graftml._files import whole_file
 from graftml._requests import version_of
 from graftml._rpcs import is_safe
 from graftml._sync.transport import Transport

@@ -1,4 +1,4 @@
-# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make stubs`.
+# Generated from graftml/_async by clients/generate_sync.py: edit that, and `make generate`.
 """Carries calls out over a channel: deadlines, retries, streams, errors.
 
 Stops with `close`; a channel that the caller brought is the caller's to close.
@@ -18,10 +18,9 @@ from graftml_stubs.v1 import (
     prediction_pb2_grpc,
 )
 
-from graftml import _diagnosis, _health
+from graftml import _diagnosis, _rpcs
 from graftml import _sync_io as io
 from graftml._channel import Settings
-from graftml._rpcs import is_safe
 from graftml.errors import GraftError, from_rpc
 from graftml.retry import Attempts, RetryPolicy
 
@@ -75,7 +74,7 @@ class Transport:
         def attempt(left_s: float) -> Res:
             return invoke(request, timeout=left_s, metadata=self._metadata)
 
-        return self.attempts(attempt, timeout_s or self.timeout_s, is_safe=is_safe(request))
+        return self.attempts(attempt, timeout_s or self.timeout_s, is_safe=_rpcs.is_safe(request))
 
     def attempts(self, run: Callable[[float], T], timeout_s: float, *, is_safe: bool) -> T:
         """Runs until it succeeds or should not be tried again; `run` is told the seconds left."""
@@ -147,14 +146,14 @@ class Transport:
 
     def probe(self, timeout_s: float, *, wait: bool) -> bool:
         """Tells whether the server says SERVING; with `wait`, waits for a connection."""
-        invoke: Any = self._channel.unary_unary(_health.PATH)
+        invoke: Any = self._channel.unary_unary(_rpcs.HEALTH_CHECK)
         try:
             answer = invoke(
-                _health.WHOLE_SERVER,
+                _rpcs.WHOLE_SERVER,
                 timeout=timeout_s,
                 metadata=self._metadata,
                 wait_for_ready=wait,
             )
         except grpc.RpcError as error:
             raise from_rpc(error, self.target, timeout_s) from error
-        return bool(answer == _health.SERVING)
+        return bool(answer == _rpcs.SERVING)

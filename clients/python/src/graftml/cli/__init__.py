@@ -12,12 +12,11 @@ from pathlib import Path
 
 import grpc
 
+from graftml import Client
 from graftml._channel import is_loopback
 from graftml._outcomes import JobCancelled, JobFailed
 from graftml.cli._arguments import Arguments, Usage, parse
-from graftml.cli._codes import Code
-from graftml.cli._output import Output, RichMissing, complain
-from graftml.client import Client
+from graftml.cli._output import Code, Output, RichMissing, complain
 from graftml.errors import GraftError, InvalidArgument
 
 

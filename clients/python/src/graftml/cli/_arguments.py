@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from graftml import _version
+from graftml import __version__
 from graftml._channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
 from graftml.cli import (
     _backbones,
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         parents=[everywhere],
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"graft {_version.version()}")
+    parser.add_argument("--version", action="version", version=f"graft {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for room in (
         _finetune,

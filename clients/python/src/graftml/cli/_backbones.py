@@ -3,10 +3,10 @@
 import argparse
 from typing import Any
 
+from graftml import Client
 from graftml.cli import _listing
 from graftml.cli._output import Output
 from graftml.cli._watching import Watching
-from graftml.client import Client
 from graftml.types import Backbone
 
 

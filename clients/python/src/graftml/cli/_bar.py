@@ -9,8 +9,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from graftml._escaping import escaped
-from graftml.cli._times import percent, times
+from graftml._display import escaped
+from graftml.cli._output import percent, times
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from graftml import Client
 from graftml.cli._output import Output, Usage
-from graftml.client import Client
 
 _FILES = {"DATA", "FILE", "PATH"}
 """Placeholders of what is a path here."""

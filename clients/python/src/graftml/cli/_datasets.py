@@ -3,10 +3,10 @@
 import argparse
 from typing import Any
 
+from graftml import Client
 from graftml.cli import _listing, _names
 from graftml.cli._output import Output, Usage
 from graftml.cli._watching import Watching, summary_lines
-from graftml.client import Client
 from graftml.types import Dataset, DatasetImage
 
 

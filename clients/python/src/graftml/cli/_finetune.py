@@ -4,11 +4,10 @@ import argparse
 import re
 from typing import Any
 
-from graftml import _requests
+from graftml import Client, _requests
 from graftml.cli import _decision, _names
 from graftml.cli._output import Output, Usage
 from graftml.cli._watching import Watching, follow, tell
-from graftml.client import Client
 from graftml.errors import InvalidArgument
 from graftml.types import Augmentation, FineTuneOptions, Gate, Grouping
 

@@ -3,10 +3,9 @@
 import argparse
 from typing import Any
 
+from graftml import Client
 from graftml._channel import PROBE_TIMEOUT_S
-from graftml.cli._codes import Code
-from graftml.cli._output import Output
-from graftml.client import Client
+from graftml.cli._output import Code, Output
 from graftml.errors import DeadlineExceeded
 
 

@@ -13,12 +13,10 @@ from graftml.errors import InvalidArgument, Reason, invalid
 
 STDIN: Final = "-"
 
-_SUFFIXES: Final = frozenset(
-    {
-        ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg",
-        ".png", ".tif", ".tiff", ".webp",
-    }
-)  # fmt: skip
+SUFFIXES: Final = frozenset({
+    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".jfif", ".jpe", ".jpeg", ".jpg",
+    ".png", ".tif", ".tiff", ".webp",
+})  # fmt: skip
 """Of the formats that the service reads; of a folder's files, these are images."""
 
 
@@ -92,7 +90,7 @@ class ImageFiles:
             for name in sorted(files):
                 if name.startswith("."):
                     continue
-                if Path(name).suffix.lower() in _SUFFIXES:
+                if Path(name).suffix.lower() in SUFFIXES:
                     yield ImageFile(str(Path(folder, name)))
                 else:
                     self.other_files += 1

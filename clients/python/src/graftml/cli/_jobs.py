@@ -3,13 +3,11 @@
 import argparse
 from typing import Any
 
+from graftml import Client, RankingHandle
 from graftml.cli import _listing, _rank
-from graftml.cli._commands import in_commands
-from graftml.cli._output import Output
-from graftml.cli._times import clock, percent
-from graftml.cli._times import times as stage_times
+from graftml.cli._output import Output, clock, percent
+from graftml.cli._output import times as stage_times
 from graftml.cli._watching import Watching, figures_of, follow, tell
-from graftml.client import Client, RankingHandle
 from graftml.types import Job
 
 _STATES = ["queued", "running", "succeeded", "failed", "cancelled"]
@@ -58,7 +56,7 @@ def run_list(client: Client, arguments: argparse.Namespace, output: Output) -> i
 
 
 def _row(job: Job) -> list[object]:
-    why = in_commands(job.error.message) if job.error else _progress(job)
+    why = job.error.message if job.error else _progress(job)
     return [
         job.job_id,
         job.model or job.kind,

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from graftml._export import whole_file
+from graftml import Client
+from graftml._files import whole_file
 from graftml.cli import _listing, _names
 from graftml.cli._output import Output, Usage
-from graftml.client import Client
 from graftml.types import Model, Version
 
 

@@ -8,14 +8,13 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from enum import IntEnum
 from typing import Any, TextIO
 
 from google.protobuf.message import Message
 
 from graftml import types
-from graftml._escaping import escaped
-from graftml.cli._codes import Code
-from graftml.cli._commands import in_commands
+from graftml._display import escaped
 from graftml.errors import GraftError
 
 _EVENT_NAMES: dict[type, str] = {
@@ -27,6 +26,23 @@ _EVENT_NAMES: dict[type, str] = {
     types.VersionPublished: "published",
     types.Unknown: "unknown",
 }
+
+
+class Code(IntEnum):
+    """The exit codes; documented in the client's README and in `graft --help`."""
+
+    OK = 0
+    REFUSED = 1
+    """The service refused, or could not be reached; or an image could not be read."""
+    USAGE = 2
+    """Wrong usage, or a local file that is not there."""
+    JOB_FAILED = 3
+    """A job failed or was cancelled."""
+    GATE_REFUSED = 4
+    """A job made a version that did not pass its gate: a candidate, and no alias moved."""
+    NOT_SERVING = 5
+    """`graft health`: the server does not serve, or cannot be reached."""
+    INTERRUPTED = 130
 
 
 class Usage(Exception):  # noqa: N818 - named for what happened
@@ -169,7 +185,7 @@ def complain(error: Exception | str, code: Code, what: str = "", *, is_json: boo
 
 def _message(error: Exception | str) -> str:
     if isinstance(error, GraftError):
-        return in_commands(error.message)
+        return error.message
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
@@ -186,7 +202,7 @@ def shown(value: object) -> str:  # noqa: PLR0911 - one for each kind
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, GraftError):
-        return in_commands(value.message)
+        return value.message
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value))
     if dataclasses.is_dataclass(value) and type(value).__str__ is object.__str__:
@@ -235,3 +251,23 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - one for each kind
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def percent(fraction: float) -> str:
+    """Returns a fraction as percent, rounded down: never 100 % before the end."""
+    return f"{int(fraction * 100)}%"
+
+
+def times(elapsed_s: float, remaining_s: float | None) -> str:
+    """Returns how long a stage has taken, and how long it may still take where that is known."""
+    text = clock(elapsed_s)
+    if remaining_s is not None and remaining_s >= 1:
+        text += f", about {clock(remaining_s)} left"
+    return text
+
+
+def clock(seconds: float) -> str:
+    """Returns seconds as M:SS, or as H:MM:SS."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

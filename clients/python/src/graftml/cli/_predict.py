@@ -11,14 +11,12 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from graftml import Client
 from graftml.cli import _decision, _names
-from graftml.cli._codes import Code
-from graftml.cli._commands import in_commands
 from graftml.cli._image_files import ImageFiles
-from graftml.cli._output import Output, Usage
+from graftml.cli._output import Code, Output, Usage
 from graftml.cli._predicting import Answer, answers
 from graftml.cli._summary import Summary
-from graftml.client import Client
 from graftml.types import ModelSpec, Prediction
 
 T = TypeVar("T")
@@ -192,7 +190,7 @@ def _write_csv(found: Iterable[Answer], top_k: int) -> None:
 def _csv_cells(prediction: Prediction, top_k: int) -> list[object]:
     error = prediction.error
     if error is not None:
-        why = f"{in_commands(error.message)} [{error.reason}]"
+        why = f"{error.message} [{error.reason}]"
         return [*[""] * (2 * top_k + 3), prediction.model, "", why]
     answer = prediction.answer
     others = [score for score in prediction.scores if score != answer][: top_k - 1]

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from graftml import Client
 from graftml._order import IMAGES_A_REQUEST
 from graftml.cli._image_files import ImageFile
-from graftml.client import Client
 from graftml.errors import InvalidArgument
 from graftml.types import ModelSpec, Prediction
 

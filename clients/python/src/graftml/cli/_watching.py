@@ -9,10 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from graftml import types
-from graftml.cli._codes import Code
-from graftml.cli._output import Output
-from graftml.client import JobHandle
+from graftml import JobHandle, types
+from graftml.cli._output import Code, Output
 
 if TYPE_CHECKING:
     from graftml.cli._bar import Bar

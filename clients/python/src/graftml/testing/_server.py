@@ -14,8 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from graftml_stubs.v1.fine_tuning_pb2 import JobEvent
 
-from graftml import _health
-from graftml._rpcs import METHODS
+from graftml import _rpcs
 from graftml.errors import DETAILS_KEY, GraftError
 from graftml.testing._jobs import Jobs
 from graftml.testing._prediction import Predict, Predictions
@@ -105,9 +104,9 @@ class FakeGraft:
             ],
         )
         services: dict[str, dict[str, Any]] = defaultdict(dict)
-        for method in METHODS.values():
+        for method in _rpcs.METHODS.values():
             services[method.containing_service.full_name][method.name] = self._handler(method)
-        name, _, check = _health.PATH.strip("/").partition("/")
+        name, _, check = _rpcs.HEALTH_CHECK.strip("/").partition("/")
         services[name][check] = grpc.unary_unary_rpc_method_handler(self._health)
         server.add_generic_rpc_handlers(
             tuple(
@@ -179,7 +178,7 @@ class FakeGraft:
         return [call.request for call in self.calls if call.method == method]
 
     def _health(self, _request: bytes, _context: Any) -> bytes:
-        return _health.SERVING if self.is_serving else _health.NOT_SERVING
+        return _rpcs.SERVING if self.is_serving else _rpcs.NOT_SERVING
 
     def _handler(self, method: MethodDescriptor) -> Any:
         """Makes gRPC's handler of a method, as its descriptor says."""
