@@ -29,8 +29,8 @@ def add(commands: Any) -> None:
         "finetune",
         "Train a version of a model from labelled images",
         run,
-        epilog="The exit code is 4 if the version did not pass its gate. Ctrl-C stops watching, and "
-        "the job continues; `graft jobs cancel` ends it.",
+        epilog="The exit code is 4 if the version did not pass its gate. Ctrl-C stops watching "
+        "and the job continues; `graft jobs cancel` ends it.",
     )
     parser.add_argument(
         "data",
