@@ -70,7 +70,7 @@ def test_a_certificate_without_its_key_is_wrong_usage(
 ) -> None:
     for flag in ("--tls-cert", "--tls-key"):
         assert cli.main(["models", "--json", flag, str(tmp_path / "a.pem")]) == 2
-        assert "go together" in capsys.readouterr().err
+        assert "must be given together" in capsys.readouterr().err
 
 
 def test_a_certificate_that_is_not_there_is_named(

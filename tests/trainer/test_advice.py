@@ -129,7 +129,7 @@ def test_a_sound_job_gets_no_tick_for_what_nobody_asked_or_showed() -> None:
         "time on images that were held out. For new images like them expect 91 to 97 % (95 % "
         "interval). That is better than always answering the commonest class (50.0 %)."
     )
-    assert said[-1].text == "Nothing was found that asks to be fixed."
+    assert said[-1].text == "No problem was found."
 
 
 def test_the_interval_counts_groups_and_says_so() -> None:
@@ -157,7 +157,7 @@ def test_what_cannot_be_told_is_neither_passed_nor_failed() -> None:
     assert _levels(said, "The gate cannot be decided: 0.95, at least") == ["warning"]
     assert _levels(said, "gate was passed") == _levels(said, "gate was not passed") == []
     let_pass = msgspec.structs.replace(NOT_TOLD, passed=True)
-    assert _levels(_said(gate=(let_pass,)), "lets it pass all the same") == ["warning"]
+    assert _levels(_said(gate=(let_pass,)), "It was published anyway") == ["warning"]
 
 
 def test_nothing_is_claimed_where_no_image_was_measured() -> None:
@@ -186,7 +186,7 @@ def _adaptation(doubt: Doubt = "", distance: float = 0.5) -> Adaptation:
 
 def test_an_adapted_version_without_labels_asks_for_some() -> None:
     said = _unmeasured(Findings(adaptation=_adaptation()), technique="mcc")
-    assert "Label some of them and ask for evaluate_on_target" in said[0].text
+    assert "Label some of them and set evaluate_on_target" in said[0].text
     assert _levels(said, "It is as it is.") == ["note"]
 
 
@@ -268,7 +268,7 @@ def test_a_version_says_why_its_probabilities_are_not_calibrated() -> None:
     said = _said(calibrated=False, calibration_note="the target has no labels")
     assert _levels(said, "not shown to be right: the target has no labels.") == ["warning"]
     assert _levels(
-        _said(), "Probabilities are calibrated, as far as can be seen: on 200 images answers were"
+        _said(), "Probabilities are calibrated, as far as can be seen: on 200 images probability"
     ) == ["note"]
 
 

@@ -47,7 +47,7 @@ def test_one_image_a_class_is_served_and_nothing_is_claimed(
     assert not head.is_calibrated
     assert head.outliers is None
     page = (tmp_path / "out" / REPORT_HTML_FILE).read_text()
-    assert "How well it classifies is not known" in page
+    assert "The accuracy is not known" in page
 
 
 def test_a_class_of_one_among_others_is_learned_and_not_measured(

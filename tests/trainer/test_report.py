@@ -100,32 +100,32 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
     for part in (
         "Is it good enough?", "Can it be trusted?", "What next?",
         "62 % of the images have a near copy", "measured on 20 images of val/",
-        "Figures of each set of images",
+        "Accuracy on each set of images",
         "measured on 19 images in 5 rounds, each time on images that were held out",
         "not calibrated", "an error of 9.1 points, where chance explains 4.2",
         "in 61 groups of images that belong together",
-        "What was decided, and why", "too few for it to gain anything",
+        "Decisions in training", "too few for it to gain anything",
         "Gate", "at least 0.9500 was asked for", "cannot be told", "320",
-        "What was left out", "13 of 53 files that were found",
+        "Left-out files", "13 of 53 files that were found",
         "damaged, or cannot be read", "Thumbs.db", "Domain adaptation", "77 target images",
         "70 % of the source's class structure", "for images of the target alone",
         '"mcc classes as frequent as in the target" has the highest criterion, and "mcc classes '
         'equally frequent" was chosen', "more than 0.03", "proxy A-distance",
-        "before anything was adapted",
-        "What the transfer was worth", "all layers fine-tuned", "12.5",
-        "Calibration", "before the temperature", "Out of distribution", "a method",
+        "before adaptation",
+        "Comparisons", "all layers fine-tuned", "12.5",
+        "Calibration", "before temperature scaling", "Out of distribution", "a method",
         "How many answers to act on", "AUROC", "Labels to check",
-        "What each decision would give", "thresholds (the version's)", "Answered with none",
+        "What each decision would give", "thresholds (the version's)", "No answer",
         "thresholds: Annual crop_00 0.75, others 0.5",
         "looks like HerbaceousVegetation_01", "chance that the folder is wrong 60 %",
-        "Not looked at: HerbaceousVegetation_01",
+        "Not checked: HerbaceousVegetation_01",
         "Nearly the same image under two classes", "alike 0.91", "Most confident mistakes",
-        "Right answers", "older version 3", "Choice of the backbone", "no weights",
+        "Correct answers", "older version 3", "Choice of the backbone", "no weights",
         "Loss by epoch", "0.06607", "0123456789abcdef0123456789abcdef",
     ):  # fmt: skip
         assert part in text, part
     # The long digests, which say little, stand at the end.
-    assert text.index("0123456789abcdef") > text.index("How it was made")
+    assert text.index("0123456789abcdef") > text.index("Details")
     assert "0.0660677" not in text
     assert made.metrics is not None
     # Mistakes but the one whose label is doubted, right answers, two suspects and one pair.
@@ -137,7 +137,7 @@ def test_a_job_that_could_measure_nothing_says_so(found: Data) -> None:
     made = sample_report.with_nothing_measured(found)
     assert (made.basis, made.metrics, made.calibration) == (None, None, None)
     text = _read(page.to_html(made, found, []))
-    assert "How well it classifies is not known: no image could be held out" in text
+    assert "The accuracy is not known: no image could be held out" in text
     assert "Accuracy not known" in re.sub(r"(?<=Accuracy)(?=not)", " ", text)
     for part in ("Confusion", "Classes", "Mistakes", "mistakes", "Calibration", "Labels", "%."):
         assert part not in text, part
@@ -246,7 +246,7 @@ def test_names_of_files_turn_no_text_and_reach_no_terminal(found: Data) -> None:
 def test_a_job_that_found_out_nothing_more_has_a_page_too(found: Data) -> None:
     made = _report(found)
     text = _page(made, found)
-    for part in ("Domain adaptation", "Figures of each set", "Gate", "Out of distribution"):
+    for part in ("Domain adaptation", "Accuracy on each set", "Gate", "Out of distribution"):
         assert part not in text
     assert "90.0 % are classified correctly (18 of 20), measured on 20 images of val/" in text
     assert made.calibration is not None
@@ -291,7 +291,7 @@ def test_a_report_of_a_thousand_classes_fits_into_a_message(tmp_path: Path) -> N
     # Half of what gRPC takes where nothing else is set.
     assert len(msgspec.json.format(msgspec.json.encode(made))) < 2 * 2**20
     text = _read(page.to_html(made, many, [of]))
-    assert "The 200 that are recognised least of 1000" in text
+    assert "The 200 of 1000 classes with the lowest recall" in text
 
 
 def test_names_like_markup_are_text_everywhere(found: Data) -> None:
@@ -363,4 +363,4 @@ def test_epochs_are_drawn_when_there_are_several(found: Data) -> None:
     ]
     text = _page(msgspec.structs.replace(several, epochs=unmeasured), found)
     assert "Loss by epoch" in text
-    assert "images that are not learned from" not in text
+    assert "held-out images" not in text

@@ -212,7 +212,7 @@ def test_adaptation_needs_no_label_of_the_target(
     assert made.out_of_distribution.images == "target images kept aside for this"
     page = (tmp_path / "out" / REPORT_HTML_FILE).read_text()
     assert "images of the source in" in page
-    assert "How well the target&#39;s images are classified is not known" in page
+    assert "The accuracy on the target is not known" in page
 
 
 def test_labels_of_some_of_the_target_measure_and_teach_nothing(

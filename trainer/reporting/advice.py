@@ -87,7 +87,7 @@ def advise(
         *_next(findings, counts),
     ]
     if all(a.topic != "next" and a.level != "warning" for a in found):
-        found.append(Advice("next", "note", "Nothing was found that asks to be fixed."))
+        found.append(Advice("next", "note", "No problem was found."))
     # Whatever else there is, these stay in front.
     front = len(copies) + 1 if is_copied else 1
     return [*found[:front], *sorted(found[front:], key=lambda a: a.level != "warning")]
@@ -136,12 +136,12 @@ def _is_bar(check: GateCheck, manifest: Manifest) -> bool:
 def _unknown(findings: Findings) -> str:
     if findings.adaptation is not None:
         return (
-            "How well the target's images are classified is not known: none that is labelled was "
-            "measured on. Label some of them and ask for evaluate_on_target."
+            "The accuracy on the target is not known, because no labelled target image was "
+            "measured on. Label some of them and set evaluate_on_target."
         )
     return (
-        "How well it classifies is not known: no image could be held out, since the images of "
-        "each class are one or belong together. Add images, or give some in val/ or test/."
+        "The accuracy is not known: no image could be held out, because each class has only one "
+        "image or one group of images. Add images, or put some into val/ or test/."
     )
 
 
@@ -196,7 +196,7 @@ def _gate(manifest: Manifest) -> Iterator[Advice]:
         if check.verdict == "failed":
             yield Advice("quality", "warning", f"The gate was not passed: {check.detail}.")
         elif check.verdict == "undecided":
-            stands = " The gate lets it pass all the same." if check.passed else ""
+            stands = " It was published anyway (when_uncertain)." if check.passed else ""
             text = f"The gate cannot be decided: {check.detail}.{stands}"
             yield Advice("quality", "warning", text)
     if manifest.gate_checks and all(c.verdict == "passed" for c in manifest.gate_checks):
@@ -279,7 +279,7 @@ def _probabilities(
     if metrics is not None and calibration is not None:
         side = "too sure" if calibration.confidence > calibration.accuracy else "not sure enough"
         off = (
-            f"on {metrics.count:,} images answers were right as often as they said but for "
+            f"on {metrics.count:,} images probability and accuracy differ by "
             f"{calibration.error * 100:.1f} points on average"
         )
         by_chance = f"{calibration.error_by_chance * 100:.1f}"

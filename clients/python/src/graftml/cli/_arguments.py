@@ -25,10 +25,10 @@ __all__ = ["Arguments", "Usage", "parse"]
 Arguments = argparse.Namespace
 
 _EPILOG = """\
-exit codes: 0 well, 1 the service refused or cannot be reached, 2 wrong usage,
+exit codes: 0 success, 1 the service refused or cannot be reached, 2 wrong usage,
 3 a job failed or was cancelled, 4 a version did not pass its gate, 5 the server
-does not serve (health), 130 interrupted
-environment: GRAFT_SERVER is --server's default, GRAFT_TOKEN the bearer token"""
+is not serving (health), 130 interrupted
+environment: GRAFT_SERVER is the default of --server, GRAFT_TOKEN the bearer token"""
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     if bool(arguments.tls_cert) != bool(arguments.tls_key):
-        raise Usage("--tls-cert and --tls-key go together: a certificate is shown with its key")
+        raise Usage("--tls-cert and --tls-key must be given together")
     return arguments
 
 
@@ -97,25 +97,25 @@ def _parser() -> argparse.ArgumentParser:
     # Without defaults, so that they may stand before and after the command.
     everywhere = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = everywhere.add_argument_group("everywhere")
-    group.add_argument("--json", action="store_true", help="JSON lines on standard output")
+    group.add_argument("--json", action="store_true", help="write JSON lines to standard output")
+    group.add_argument("--quiet", "-q", action="store_true", help="show no progress")
     group.add_argument(
-        "--quiet", "-q", action="store_true", help="neither a bar nor a line for each stage"
+        "--server", metavar="HOST:PORT", help=f"the server's address; default: {DEFAULT_TARGET}"
     )
-    group.add_argument("--server", metavar="HOST:PORT", help=f"default: {DEFAULT_TARGET}")
     group.add_argument(
         "--timeout",
         type=_seconds,
         metavar="S",
-        help=f"deadline of each call, seconds (default: {DEFAULT_TIMEOUT_S:g})",
+        help=f"deadline of each call in seconds; default: {DEFAULT_TIMEOUT_S:g}",
     )
-    group.add_argument("--tls", action="store_true", help="a secure connection")
-    group.add_argument("--tls-ca", metavar="FILE", help="the authority to trust, PEM; means --tls")
+    group.add_argument("--tls", action="store_true", help="connect with TLS")
+    group.add_argument("--tls-ca", metavar="FILE", help="authority to trust, PEM; implies --tls")
     group.add_argument(
         "--tls-cert",
         metavar="FILE",
-        help="the certificate to show to a server that asks for one, PEM; means --tls",
+        help="client certificate for a server that asks for one, PEM; implies --tls",
     )
-    group.add_argument("--tls-key", metavar="FILE", help="its private key, PEM")
+    group.add_argument("--tls-key", metavar="FILE", help="private key of --tls-cert, PEM")
 
     parser = _Parser(
         prog="graft",

@@ -15,33 +15,35 @@ def add(commands: Any) -> None:
     backbones = _listing.add(
         commands,
         "backbones",
-        "Feature extractors, your own ones too",
-        "Backbones by name",
+        "List, register and delete backbones",
+        "List backbones by name",
         run_list,
     )
     register = backbones.add("register", "Register an ONNX file as a backbone", run_register)
-    register.add_argument("file", metavar="FILE", help="a .onnx file, with its weights in it")
-    register.add_argument("--name", required=True, help="it is used as onnx/NAME")
+    register.add_argument("file", metavar="FILE", help="an .onnx file that contains its weights")
+    register.add_argument("--name", required=True, help="name of the backbone, used as onnx/NAME")
     register.add_argument(
-        "--size", type=int, required=True, metavar="N", help="side of its images, pixels"
+        "--size", type=int, required=True, metavar="N", help="side of its input images in pixels"
     )
-    for option, what in (("--mean", "is subtracted"), ("--std", "the differences are divided by")):
+    for option, what in (("--mean", "mean to subtract"), ("--std", "deviation to divide by")):
         register.add_argument(
             option,
             type=float,
             nargs=3,
             required=True,
             metavar=("R", "G", "B"),
-            help=f"what {what}, of values from 0 to 1",
+            help=f"{what}, for values from 0 to 1",
         )
     register.add_argument(
-        "--layout", choices=("nchw", "nhwc"), default="nchw", help="axes of its input"
+        "--layout", choices=("nchw", "nhwc"), default="nchw", help="order of its input's axes"
     )
     register.add_argument(
-        "--output", default="", metavar="VALUE", help="the value of the graph that is the features"
+        "--output", default="", metavar="VALUE", help="value of the graph that holds the features"
     )
-    register.add_argument("--licence", default="", metavar="TEXT", help="of its weights")
-    register.add_argument("--sha256", default="", metavar="HEX", help="refuse another file")
+    register.add_argument("--licence", default="", metavar="TEXT", help="licence of its weights")
+    register.add_argument(
+        "--sha256", default="", metavar="HEX", help="digest to check the file against"
+    )
     delete = backbones.add("delete", "Delete a registered backbone", run_delete)
     delete.add_argument("name", metavar="NAME")
 

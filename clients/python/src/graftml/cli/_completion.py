@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     """The command and its options."""
     parser = commands.add(
         "completion",
-        "Write the completion of this command for a shell",
+        "Write a completion script for a shell",
         partial(run, commands.parser),
         epilog="For bash: graft completion bash > ~/.local/share/bash-completion/completions/graft",
     )

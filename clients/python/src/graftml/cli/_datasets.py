@@ -15,48 +15,57 @@ def add(commands: Any) -> None:
     datasets = _listing.add(
         commands,
         "datasets",
-        "Keep images on the server",
-        "Datasets, newest first",
+        "List, store, change and delete datasets",
+        "List datasets, newest first",
         run_list,
         _listing.add_name,
     )
     datasets.add("get", "Describe one dataset", run_get).add_argument("dataset_id", metavar="ID")
     upload = datasets.add("upload", "Store a folder or an archive", run_upload)
     upload.add_argument("data", metavar="DATA", help="a folder per class, or a .tar, .tar.gz, .zip")
-    upload.add_argument("--name", default="", help="a name for people")
+    upload.add_argument("--name", default="", help="a name for display")
     upload.add_argument(
         "--unlabelled",
         action="store_true",
-        help="images at any depth, without classes: the target of a domain adaptation",
+        help="images at any depth, without classes, as the target of a domain adaptation",
     )
     upload.add_argument(
         "--case-sensitive-labels",
         action="store_true",
-        help="class names that differ in upper and lower case alone are two classes",
+        help="treat class names that differ only in case as different classes",
     )
-    more = datasets.add("add", "Make another dataset of one and of more images", run_add)
+    more = datasets.add("add", "Add images to a dataset, as a new dataset", run_add)
     more.add_argument("dataset_id", metavar="ID")
     more.add_argument("data", metavar="DATA", help="a folder per class, or a .tar, .tar.gz, .zip")
-    more.add_argument("--name", default="", help="a name for people")
-    less = datasets.add("remove", "Make another dataset of one without some images", run_remove)
+    more.add_argument("--name", default="", help="a name for display")
+    less = datasets.add("remove", "Remove images from a dataset, as a new dataset", run_remove)
     less.add_argument("dataset_id", metavar="ID")
-    less.add_argument("digests", metavar="DIGEST", nargs="+", help="as `images` has it")
-    less.add_argument("--name", default="", help="a name for people")
-    relabel = datasets.add(
-        "relabel", "Make another dataset of one, with images in other classes", run_relabel
+    less.add_argument(
+        "digests",
+        metavar="DIGEST",
+        nargs="+",
+        help="sha256 of the image, as listed by `graft datasets images`",
     )
+    less.add_argument("--name", default="", help="a name for display")
+    relabel = datasets.add("relabel", "Move images to other classes, as a new dataset", run_relabel)
     relabel.add_argument("dataset_id", metavar="ID")
     relabel.add_argument(
-        "labels", metavar="DIGEST=CLASS", nargs="+", type=_label, help="as `images` has it"
+        "labels",
+        metavar="DIGEST=CLASS",
+        nargs="+",
+        type=_label,
+        help="sha256 of the image, as listed by `graft datasets images`",
     )
-    relabel.add_argument("--name", default="", help="a name for people")
-    images = datasets.add("images", "The images of a dataset", run_images)
+    relabel.add_argument("--name", default="", help="a name for display")
+    images = datasets.add("images", "List the images of a dataset", run_images)
     images.add_argument("dataset_id", metavar="ID")
     _listing.add_limits(images)
-    erase = datasets.add("erase", "Erase an image from every dataset", run_erase)
-    erase.add_argument("digest", metavar="DIGEST", help="as `images` has it")
+    erase = datasets.add("erase", "Erase an image from all datasets", run_erase)
+    erase.add_argument(
+        "digest", metavar="DIGEST", help="sha256 of the image, as listed by `graft datasets images`"
+    )
     delete = datasets.add(
-        "delete", "Delete a dataset, and the images that no other has", run_delete
+        "delete", "Delete a dataset, and its images that no other dataset has", run_delete
     )
     delete.add_argument("dataset_id", metavar="ID")
 

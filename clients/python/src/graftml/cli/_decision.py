@@ -12,8 +12,8 @@ def add(parser: Any) -> None:
     group.add_argument(
         "--decision",
         choices=["argmax", "balanced"],
-        help="what is answered: the most probable class, or by the classes' shares in the "
-        "training, so that every class counts the same",
+        help="how to choose the answer: the most probable class (argmax), or after division by "
+        "the classes' shares in training, so that every class counts the same (balanced)",
     )
     group.add_argument(
         "--threshold",
@@ -22,8 +22,8 @@ def add(parser: Any) -> None:
         type=_threshold,
         default=[],
         metavar="[CLASS=]P",
-        help="answer with the most probable class that reaches its own, or with none: the least "
-        "probability of a class, or of all others; repeatable",
+        help="least probability to answer with CLASS, or with any other class; if no class "
+        "reaches its own, the answer is none; repeatable",
     )
 
 

@@ -26,80 +26,94 @@ def add(commands: Any) -> None:
     """The command and its options."""
     parser = commands.add(
         "finetune",
-        "Make a model, or a version of one, from labelled images",
+        "Train a version of a model from labelled images",
         run,
-        epilog="Ends with 4 when the version did not pass its gate. Ctrl-C stops watching; the "
-        "job goes on. `graft jobs cancel` ends it.",
+        epilog="The exit code is 4 if the version did not pass its gate. Ctrl-C stops watching "
+        "and the job continues; `graft jobs cancel` ends it.",
     )
     parser.add_argument(
         "data",
         metavar="DATA",
         help="a folder with a folder per class, a .tar, .tar.gz or .zip of one, the id of a "
-        "dataset (ds-...), or server:PATH for what lies on the server",
+        "dataset (ds-...), or server:PATH for a folder or archive on the server",
     )
-    parser.add_argument("--name", required=True, help="the model")
+    parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument(
         "--backbone",
-        help="a name such as efficientnet_lite0 or resnet50, timm/NAME for any network of timm's, "
-        "onnx/NAME for a registered one, or auto for the best for the data; default: the server's",
+        help="a name such as efficientnet_lite0 or resnet50, timm/NAME for any network of timm, "
+        "onnx/NAME for a registered one, or auto for the best on the data; default: the server's",
     )
     parser.add_argument(
         "--weights",
-        help="a torchvision name, random, or file:NAME for a file in the server's folder of "
-        "weights; default: pretrained",
+        help="a name of torchvision's, random, or file:NAME for a file in GRAFT_WEIGHTS_DIR; "
+        "default: pretrained",
     )
     parser.add_argument(
         "--method",
         type=_method,
         help="auto (default), feature-based, model-based or domain-adaptation",
     )
-    parser.add_argument("--recipe", choices=["auto", "classic"], help="of model-based")
-    parser.add_argument("--l2", type=float, help="of feature-based; default: cross-validated")
+    parser.add_argument(
+        "--recipe", choices=["auto", "classic"], help="hyperparameters of model-based training"
+    )
+    parser.add_argument(
+        "--l2", type=float, help="penalty of a feature-based head; default: cross-validated"
+    )
     parser.add_argument(
         "--augmented-views",
         type=int,
         metavar="N",
-        help="of feature-based: changed copies of each image to learn from, 0 to 16",
+        help="augmented copies of each image for a feature-based head, 0 to 16",
     )
     _add_adaptation(parser.add_argument_group("domain adaptation"))
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--lr", dest="learning_rate", type=float, help="the highest learning rate")
-    parser.add_argument("--momentum", type=float)
-    parser.add_argument("--weight-decay", type=float)
-    parser.add_argument("--label-smoothing", type=float)
-    parser.add_argument("--train-from-stage", metavar="STAGE", help="keep earlier stages frozen")
-    parser.add_argument("--freeze-batch-norm", action=argparse.BooleanOptionalAction, default=None)
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--epochs", type=int, help="passes over the training images")
+    parser.add_argument("--batch-size", type=int, help="images per training step")
+    parser.add_argument("--lr", dest="learning_rate", type=float, help="peak learning rate")
+    parser.add_argument("--momentum", type=float, help="momentum of SGD, or beta1 of AdamW")
+    parser.add_argument("--weight-decay", type=float, help="weight decay of the optimiser")
+    parser.add_argument("--label-smoothing", type=float, help="label smoothing, from 0")
+    parser.add_argument("--train-from-stage", metavar="STAGE", help="freeze the stages before this")
+    parser.add_argument(
+        "--freeze-batch-norm",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep the running statistics of BatchNorm fixed",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="number format of training",
+    )
     parser.add_argument(
         "--background",
         metavar="#RRGGBB",
-        help="the colour that transparent parts of images are laid on; default: white",
+        help="colour behind transparent parts of images; default: white",
     )
     parser.add_argument(
         "--framing",
         choices=["auto", "crop", "whole", "compare"],
-        help="what is seen of an image: its middle, all of it squeezed to a square, or the better "
-        "of the two; auto (default) compares where images are long",
+        help="what the backbone sees of an image: the centre (crop), all of it squeezed to a "
+        "square (whole), or the better of the two (compare); auto (default) compares for elongated "
+        "images",
     )
     parser.add_argument(
         "--serving-precision",
         choices=["auto", "fp32", "bf16", "fp16", "int8"],
-        help="what the version computes in, wherever it serves; int8 is faster on a CPU, at a "
-        "price that the report says; auto (default) is the server's choice",
+        help="number format of the version when it serves; int8 is faster on a CPU and the report "
+        "gives its cost in accuracy; auto (default): the server's choice",
     )
     parser.add_argument(
         "--validation-fraction",
         type=float,
-        help="held out where a network is trained, 0.05 to 0.5; default: 0.2",
+        help="fraction of images held out when a network is trained, 0.05 to 0.5; default: 0.2",
     )
     parser.add_argument(
         "--outlier-false-alarms",
         dest="outlier_false_alarm_rate",
         type=float,
         metavar="RATE",
-        help="the part of images of the training's kind that may be called out of distribution, "
-        "0.001 to 0.5; default: 0.05",
+        help="fraction of images like the training images that may be reported as out of "
+        "distribution, 0.001 to 0.5; default: 0.05",
     )
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument(
@@ -107,24 +121,24 @@ def add(commands: Any) -> None:
         dest="folder_level",
         type=int,
         metavar="N",
-        help="images in one folder belong together: the Nth below the class's, from 1",
+        help="images in the same folder, N levels below the class's, belong together; from 1",
     )
     groups.add_argument(
         "--group-pattern",
         dest="name_pattern",
         metavar="PATTERN",
-        help="which part of a file's name says what belongs together: '{group}_*.jpg'",
+        help="files with the same {group} in their names belong together: '{group}_*.jpg'",
     )
     parser.add_argument(
         "--case-sensitive-labels",
         action="store_true",
         default=None,
-        help="class names that differ in upper and lower case alone are two classes",
+        help="treat class names that differ only in case as different classes",
     )
     parser.add_argument(
         "--base",
         metavar="VERSION",
-        help="learn from this version's images too: a number or an alias of the same model, or "
+        help="train on this version's images, too: a number or an alias of the same model, or "
         "MODEL:VERSION or MODEL@ALIAS",
     )
     parser.add_argument(
@@ -133,54 +147,66 @@ def add(commands: Any) -> None:
         action="append",
         type=_underscored,
         metavar="NAME",
-        help="compare with it in the report: linear-probe, full-fine-tune, from-scratch, "
+        help="compare with this in the report: linear-probe, full-fine-tune, from-scratch, "
         "nearest-class-mean; repeatable",
     )
     _decision.add(parser)
     _add_augmentation(
         parser.add_argument_group(
-            "augmentation", "how images are varied in training; default: the method's own choice"
+            "augmentation", "random changes to training images; default: the method's choice"
         )
     )
-    _add_gate(parser.add_argument_group("gate", "a version that fails is kept as a candidate"))
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--time-budget", dest="time_budget_s", type=float, metavar="S")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"])
+    _add_gate(
+        parser.add_argument_group(
+            "gate", "conditions for publishing; a version that fails is kept as a candidate"
+        )
+    )
+    parser.add_argument("--seed", type=int, help="seed of everything random")
+    parser.add_argument(
+        "--time-budget",
+        dest="time_budget_s",
+        type=float,
+        metavar="S",
+        help="seconds that training may take",
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where to train")
     parser.add_argument(
         "--label",
         action="append",
         type=_names.label,
         default=[],
         metavar="KEY=VALUE",
-        help="repeatable",
+        help="a label for lists to filter by; repeatable",
     )
-    parser.add_argument("--request-id", help="makes a repeat of this command harmless")
-    parser.add_argument("--detach", action="store_true", help="do not wait for the end")
+    parser.add_argument(
+        "--request-id", help="repeating the command with the same id starts no second job"
+    )
+    parser.add_argument("--detach", action="store_true", help="do not wait for the job to end")
 
 
 def _add_adaptation(group: Any) -> None:
     group.add_argument(
         "--target",
         metavar="DATA",
-        help="images of the domain to adapt to, at any depth; given as DATA is",
+        help="unlabelled images of the target domain, at any depth; same forms as DATA",
     )
     group.add_argument(
         "--technique",
         type=_underscored,
         metavar="NAME",
-        help=", ".join(_requests.TECHNIQUES).replace("_", "-"),
+        help="one of " + ", ".join(_requests.TECHNIQUES).replace("_", "-"),
     )
     group.add_argument(
         "--always-adapt",
         action="store_true",
         default=None,
-        help="also where there is a doubt that it helps",
+        help="publish the adapted model even if it is in doubt that adapting helps",
     )
     group.add_argument(
         "--evaluate-on-target",
         action="store_true",
         default=None,
-        help="the target has a folder per class: measure with it, never learn from it",
+        help="the target has a folder per class: use it to measure, not to train",
     )
 
 
@@ -188,60 +214,70 @@ def _add_augmentation(group: Any) -> None:
     group.add_argument(
         "--mirror",
         action=argparse.BooleanOptionalAction,
-        help="left to right; --no-mirror where left and right are different classes",
+        help="flip left to right; use --no-mirror if left and right are different classes",
     )
     group.add_argument(
         "--min-scale",
         type=float,
         metavar="S",
-        help="the part of the image's area that a random crop has at least, 0.05 to 1",
+        help="least area of a random crop, as a fraction of the image's, 0.05 to 1",
     )
     group.add_argument(
         "--rotation",
         dest="rotation_degrees",
         type=float,
         metavar="DEGREES",
-        help="at most, to either side, 0 to 180",
+        help="greatest rotation to either side, 0 to 180",
     )
     group.add_argument(
         "--colour",
         type=float,
         metavar="C",
-        help="the part that brightness, contrast and saturation change by at most, 0 to 1",
+        help="greatest change of brightness, contrast and saturation, 0 to 1",
     )
     group.add_argument(
         "--trivial-augment",
         action=argparse.BooleanOptionalAction,
-        help="one of 14 operations in a random strength",
+        help="apply one of 14 operations with random strength",
     )
 
 
 def _add_gate(group: Any) -> None:
-    group.add_argument("--min-accuracy", type=float, metavar="A", help="0 to 1")
-    group.add_argument("--min-class-recall", type=float, metavar="R", help="of each class, 0 to 1")
+    group.add_argument("--min-accuracy", type=float, metavar="A", help="least accuracy, 0 to 1")
+    group.add_argument(
+        "--min-class-recall", type=float, metavar="R", help="least recall of each class, 0 to 1"
+    )
     group.add_argument(
         "--class-recall",
         action="append",
         type=_class_recall,
         default=[],
         metavar="CLASS=R",
-        help="of one class; repeatable",
+        help="least recall of one class; repeatable",
     )
-    group.add_argument("--not-worse-than", metavar="ALIAS", help="shown on the same images")
+    group.add_argument(
+        "--not-worse-than",
+        metavar="ALIAS",
+        help="must be shown on the same images to be no worse than this version",
+    )
     group.add_argument(
         "--max-regression",
         type=float,
         metavar="D",
-        help="of accuracy, that may be lost to it; default: 0.03",
+        help="loss of accuracy that --not-worse-than allows; default: 0.03",
     )
     group.add_argument(
         "--when-uncertain",
         choices=["hold", "promote"],
-        help="where that is undecided; default: hold",
+        help="what to do if a condition is undecided; default: hold (a candidate)",
     )
-    group.add_argument("--max-latency-ms", type=float, metavar="MS", help="of one image")
     group.add_argument(
-        "--gate-alias", metavar="ALIAS", help="moves to the version when it passes, beside latest"
+        "--max-latency-ms", type=float, metavar="MS", help="greatest latency of one image"
+    )
+    group.add_argument(
+        "--gate-alias",
+        metavar="ALIAS",
+        help="alias to move to a version that passes, besides latest",
     )
 
 

@@ -11,8 +11,8 @@ from graftml.errors import DeadlineExceeded
 
 def add(commands: Any) -> None:
     """The command and its options."""
-    health = commands.add("health", "Say whether the server serves", run)
-    health.add_argument("--wait", type=float, metavar="S", help="wait so long for it")
+    health = commands.add("health", "Tell whether the server is serving", run)
+    health.add_argument("--wait", type=float, metavar="S", help="wait up to S seconds for it")
 
 
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:

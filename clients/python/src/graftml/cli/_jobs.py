@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         commands,
         "jobs",
         "List, watch, cancel and delete jobs",
-        "Jobs, newest first",
+        "List jobs, newest first",
         run_list,
         _add_filters,
         _listing.add_labels,
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     for name, text, run in (
         ("get", "Describe one job", run_get),
         ("watch", "Follow a job to its end; Ctrl-C stops watching", run_watch),
-        ("cancel", "Ask for a job's end", run_cancel),
+        ("cancel", "Cancel a job", run_cancel),
         ("delete", "Delete a job that has ended; its version stays", run_delete),
     ):
         jobs.add(name, text, run).add_argument("job_id", metavar="JOB")
@@ -39,9 +39,9 @@ def _add_filters(parser: Any) -> None:
         action="append",
         choices=_STATES,
         default=_listing.NOT_GIVEN,
-        help="only those in this state; repeatable: in one of them",
+        help="only jobs in this state; repeatable, for any of several",
     )
-    parser.add_argument("--model", default=_listing.NOT_GIVEN, help="only those of one model")
+    parser.add_argument("--model", default=_listing.NOT_GIVEN, help="only jobs of this model")
 
 
 def run_list(client: Client, arguments: argparse.Namespace, output: Output) -> int:

@@ -37,9 +37,9 @@ def add_limits(parser: Any) -> None:
         type=_count,
         default=NOT_GIVEN,
         metavar="N",
-        help=f"at most so many; default: {_SHOWN}, with --json all",
+        help=f"show at most N; default: {_SHOWN}, with --json all",
     )
-    limits.add_argument("--all", action="store_true", default=NOT_GIVEN, help="all of them")
+    limits.add_argument("--all", action="store_true", default=NOT_GIVEN, help="show all")
 
 
 def add_labels(parser: Any) -> None:
@@ -50,14 +50,14 @@ def add_labels(parser: Any) -> None:
         type=_names.label,
         default=NOT_GIVEN,
         metavar="KEY=VALUE",
-        help="only those with this label of finetune's; repeatable: with all of them",
+        help="only those with this label (finetune --label); repeatable, for all of several",
     )
 
 
 def add_name(parser: Any) -> None:
     """Adds the filter by the beginning of the name."""
     parser.add_argument(
-        "--name", default=NOT_GIVEN, metavar="PREFIX", help="only those whose name begins so"
+        "--name", default=NOT_GIVEN, metavar="PREFIX", help="only names that begin with PREFIX"
     )
 
 

@@ -18,25 +18,27 @@ def add(commands: Any) -> None:
     models = _listing.add(
         commands,
         "models",
-        "Look after models, versions and aliases",
-        "Models by name",
+        "List, describe and delete models, versions and aliases",
+        "List models by name",
         run_list,
         _listing.add_name,
         _listing.add_labels,
     )
     get = models.add("get", "Describe a model or one of its versions", run_get)
-    get.add_argument("model", metavar="MODEL", help="MODEL; MODEL@ALIAS or MODEL:VERSION")
-    versions = models.add("versions", "A model's versions, newest first", run_versions)
+    get.add_argument("model", metavar="MODEL", help="MODEL, MODEL@ALIAS or MODEL:VERSION")
+    versions = models.add("versions", "List a model's versions, newest first", run_versions)
     versions.add_argument("model", metavar="MODEL")
     _listing.add_labels(versions)
     _listing.add_limits(versions)
     delete = models.add("delete", "Delete a model, or one version of it", run_delete)
     delete.add_argument("model", metavar="MODEL[:VERSION]")
-    delete.add_argument("--yes", "-y", action="store_true", help="do not ask, for a whole model")
+    delete.add_argument(
+        "--yes", "-y", action="store_true", help="do not ask before deleting a whole model"
+    )
     delete.add_argument(
         "--force",
         action="store_true",
-        help="a model that aliases other than latest name, too; does not ask either",
+        help="delete a model even if aliases other than latest point to it; does not ask",
     )
     alias = models.add("alias", "Point an alias to a version, or remove it", run_alias)
     alias.add_argument("model", metavar="MODEL")
@@ -44,7 +46,7 @@ def add(commands: Any) -> None:
     alias.add_argument("version", metavar="VERSION", nargs="?")
     alias.add_argument("--delete", action="store_true", help="remove the alias")
 
-    rollback = commands.add("rollback", "Point an alias back to the version before", run_rollback)
+    rollback = commands.add("rollback", "Point an alias back to its previous version", run_rollback)
     rollback.add_argument("model", metavar="MODEL")
     rollback.add_argument("alias", metavar="ALIAS", nargs="?", default="latest")
     promote = commands.add(
@@ -53,10 +55,10 @@ def add(commands: Any) -> None:
     promote.add_argument("model", metavar="MODEL")
     promote.add_argument("version", metavar="VERSION")
 
-    report = commands.add("report", "The report that training wrote", run_report)
+    report = commands.add("report", "Write a version's report", run_report)
     report.add_argument("model", metavar="MODEL", help=_names.HELP)
     report.add_argument(
-        "--html", action="store_true", help="a page for people, instead of JSON; so is a FILE.html"
+        "--html", action="store_true", help="an HTML page instead of JSON; implied by FILE.html"
     )
     report.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     export = commands.add("export", "Write a model as one self-contained ONNX file", run_export)

@@ -13,7 +13,7 @@ from graftml.cli._output import Usage
 from graftml.errors import NotFound, Reason
 from graftml.types import BaseVersion, ServerPath
 
-HELP = "MODEL, MODEL@ALIAS or MODEL:VERSION; alone it means the newest version"
+HELP = "MODEL, MODEL@ALIAS or MODEL:VERSION; MODEL alone means the newest version"
 
 
 class Which(TypedDict):

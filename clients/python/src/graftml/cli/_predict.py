@@ -24,8 +24,8 @@ T = TypeVar("T")
 _A_HANDFUL = 5
 """Images that need no summary."""
 _EPILOG = """\
-Of a folder every image at any depth is classified, in the order of the names; files that are
-hidden or have no image's suffix are not. Ends with 1 when an image could not be read.
+In a folder all images at any depth are classified, in the order of their names; hidden files and
+files without an image's suffix are skipped. The exit code is 1 if an image could not be read.
 
   graft predict pets photos/ --csv > answers.csv
   find photos -newer last -name '*.jpg' | graft predict pets --files-from - --json
@@ -54,12 +54,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--files-from",
         metavar="FILE",
-        help="paths of images and folders, one a line; - for standard input",
+        help="file with paths of images and folders, one per line; - for standard input",
     )
-    parser.add_argument("--csv", action="store_true", help="CSV on standard output")
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to show")
+    parser.add_argument("--csv", action="store_true", help="write CSV to standard output")
+    parser.add_argument(
+        "--top-k", type=int, default=1, metavar="K", help="number of classes to show"
+    )
     _decision.add(parser)
-    parser.add_argument("--features", action="store_true", help="with --json: the features too")
+    parser.add_argument("--features", action="store_true", help="with --json: include the features")
 
 
 def run(client: Client, arguments: argparse.Namespace, output: Output) -> int:

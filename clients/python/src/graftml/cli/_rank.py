@@ -14,23 +14,25 @@ _COLUMNS = ["backbone", "weights", "log loss", "LogME", "ms an image", "features
 
 def add(commands: Any) -> None:
     """The command and its options."""
-    parser = commands.add("rank", "Say which backbone to start from; trains nothing", run)
-    parser.add_argument("data", metavar="DATA", help="as of finetune")
+    parser = commands.add(
+        "rank", "Rank backbones by how well they fit the data, without training", run
+    )
+    parser.add_argument("data", metavar="DATA", help="images, in the same forms as for finetune")
     parser.add_argument(
         "--backbone",
         action="append",
         default=[],
         metavar="NAME[:WEIGHTS]",
-        help="a backbone, repeatable; default: all but timm's that the server has",
+        help="a backbone; repeatable; default: all that the server has, without timm's",
     )
     parser.add_argument(
-        "--time-budget", dest="time_budget_s", type=float, metavar="S", help="default: 60"
+        "--time-budget", dest="time_budget_s", type=float, metavar="S", help="seconds; default: 60"
     )
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, help="seed of everything random")
     parser.add_argument(
         "--case-sensitive-labels",
         action="store_true",
-        help="class names that differ in upper and lower case alone are two classes",
+        help="treat class names that differ only in case as different classes",
     )
 
 

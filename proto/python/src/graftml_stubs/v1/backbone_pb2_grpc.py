@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class BackboneServiceStub:
-    """Keeps feature extractors of a tenant's own beside those that come with Graft.
-    A registered one is used by the name `onnx/NAME` wherever a request names a
-    backbone: its features are as they are, and its network is never trained.
+    """Stores a tenant's own feature extractors in addition to those that come with
+    Graft. Requests name a registered one `onnx/NAME`. Its network is never
+    trained.
     """
 
     def __init__(self, channel):
@@ -55,22 +55,22 @@ class BackboneServiceStub:
 
 
 class BackboneServiceServicer:
-    """Keeps feature extractors of a tenant's own beside those that come with Graft.
-    A registered one is used by the name `onnx/NAME` wherever a request names a
-    backbone: its features are as they are, and its network is never trained.
+    """Stores a tenant's own feature extractors in addition to those that come with
+    Graft. Requests name a registered one `onnx/NAME`. Its network is never
+    trained.
     """
 
     def RegisterBackbone(self, request_iterator, context):
         """Registers an ONNX file as a backbone. The client streams one description,
         then the file's bytes in chunks, then one end: an upload without it was cut
-        off, and stores nothing. The file is checked and run on a few images in a
-        process of its own, with limits on time and memory, and then rewritten:
-        what is kept takes images of bytes, with the normalisation inside.
+        off and stores nothing. The file is checked and run on a few images in a
+        process of its own, with limits on time and memory, and then rewritten: the
+        stored file takes images of bytes and contains the normalisation.
 
         The same file with the same description under the same name again is
-        harmless, and repairs a stored file that was damaged. Errors: INVALID_FIELD,
-        BACKBONE_UNUSABLE, BACKBONE_IN_USE where the name is another file's,
-        OUT_OF_MEMORY.
+        harmless, and repairs a stored file that was damaged. Errors:
+        INVALID_FIELD, BACKBONE_UNUSABLE, BACKBONE_IN_USE if another file has the
+        name, OUT_OF_MEMORY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,9 +85,9 @@ class BackboneServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteBackbone(self, request, context):
-        """Deletes a registered backbone. Errors: BACKBONE_NOT_FOUND, INVALID_FIELD for
-        one that comes with Graft, BACKBONE_IN_USE while versions are on it, or jobs
-        that have not ended may be.
+        """Deletes a registered backbone. Errors: BACKBONE_NOT_FOUND, INVALID_FIELD
+        for one that comes with Graft, BACKBONE_IN_USE while versions or jobs that
+        have not ended use it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,9 +120,9 @@ def add_BackboneServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BackboneService:
-    """Keeps feature extractors of a tenant's own beside those that come with Graft.
-    A registered one is used by the name `onnx/NAME` wherever a request names a
-    backbone: its features are as they are, and its network is never trained.
+    """Stores a tenant's own feature extractors in addition to those that come with
+    Graft. Requests name a registered one `onnx/NAME`. Its network is never
+    trained.
     """
 
     @staticmethod

@@ -27,9 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BackboneServiceStub:
-    """Keeps feature extractors of a tenant's own beside those that come with Graft.
-    A registered one is used by the name `onnx/NAME` wherever a request names a
-    backbone: its features are as they are, and its network is never trained.
+    """Stores a tenant's own feature extractors in addition to those that come with
+    Graft. Requests name a registered one `onnx/NAME`. Its network is never
+    trained.
     """
 
     @_typing.overload
@@ -39,59 +39,59 @@ class BackboneServiceStub:
     RegisterBackbone: _grpc.StreamUnaryMultiCallable[_backbone_pb2.RegisterBackboneRequest, _backbone_pb2.RegisterBackboneResponse]
     """Registers an ONNX file as a backbone. The client streams one description,
     then the file's bytes in chunks, then one end: an upload without it was cut
-    off, and stores nothing. The file is checked and run on a few images in a
-    process of its own, with limits on time and memory, and then rewritten:
-    what is kept takes images of bytes, with the normalisation inside.
+    off and stores nothing. The file is checked and run on a few images in a
+    process of its own, with limits on time and memory, and then rewritten: the
+    stored file takes images of bytes and contains the normalisation.
 
     The same file with the same description under the same name again is
-    harmless, and repairs a stored file that was damaged. Errors: INVALID_FIELD,
-    BACKBONE_UNUSABLE, BACKBONE_IN_USE where the name is another file's,
-    OUT_OF_MEMORY.
+    harmless, and repairs a stored file that was damaged. Errors:
+    INVALID_FIELD, BACKBONE_UNUSABLE, BACKBONE_IN_USE if another file has the
+    name, OUT_OF_MEMORY.
     """
     ListBackbones: _grpc.UnaryUnaryMultiCallable[_backbone_pb2.ListBackbonesRequest, _backbone_pb2.ListBackbonesResponse]
     """Lists the backbones that can be used here without a download, by name: the
     tenant's registered ones, and those that come with Graft.
     """
     DeleteBackbone: _grpc.UnaryUnaryMultiCallable[_backbone_pb2.DeleteBackboneRequest, _backbone_pb2.DeleteBackboneResponse]
-    """Deletes a registered backbone. Errors: BACKBONE_NOT_FOUND, INVALID_FIELD for
-    one that comes with Graft, BACKBONE_IN_USE while versions are on it, or jobs
-    that have not ended may be.
+    """Deletes a registered backbone. Errors: BACKBONE_NOT_FOUND, INVALID_FIELD
+    for one that comes with Graft, BACKBONE_IN_USE while versions or jobs that
+    have not ended use it.
     """
 
 @_typing.type_check_only
 class BackboneServiceAsyncStub(BackboneServiceStub):
-    """Keeps feature extractors of a tenant's own beside those that come with Graft.
-    A registered one is used by the name `onnx/NAME` wherever a request names a
-    backbone: its features are as they are, and its network is never trained.
+    """Stores a tenant's own feature extractors in addition to those that come with
+    Graft. Requests name a registered one `onnx/NAME`. Its network is never
+    trained.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterBackbone: _aio.StreamUnaryMultiCallable[_backbone_pb2.RegisterBackboneRequest, _backbone_pb2.RegisterBackboneResponse]  # type: ignore[assignment]
     """Registers an ONNX file as a backbone. The client streams one description,
     then the file's bytes in chunks, then one end: an upload without it was cut
-    off, and stores nothing. The file is checked and run on a few images in a
-    process of its own, with limits on time and memory, and then rewritten:
-    what is kept takes images of bytes, with the normalisation inside.
+    off and stores nothing. The file is checked and run on a few images in a
+    process of its own, with limits on time and memory, and then rewritten: the
+    stored file takes images of bytes and contains the normalisation.
 
     The same file with the same description under the same name again is
-    harmless, and repairs a stored file that was damaged. Errors: INVALID_FIELD,
-    BACKBONE_UNUSABLE, BACKBONE_IN_USE where the name is another file's,
-    OUT_OF_MEMORY.
+    harmless, and repairs a stored file that was damaged. Errors:
+    INVALID_FIELD, BACKBONE_UNUSABLE, BACKBONE_IN_USE if another file has the
+    name, OUT_OF_MEMORY.
     """
     ListBackbones: _aio.UnaryUnaryMultiCallable[_backbone_pb2.ListBackbonesRequest, _backbone_pb2.ListBackbonesResponse]  # type: ignore[assignment]
     """Lists the backbones that can be used here without a download, by name: the
     tenant's registered ones, and those that come with Graft.
     """
     DeleteBackbone: _aio.UnaryUnaryMultiCallable[_backbone_pb2.DeleteBackboneRequest, _backbone_pb2.DeleteBackboneResponse]  # type: ignore[assignment]
-    """Deletes a registered backbone. Errors: BACKBONE_NOT_FOUND, INVALID_FIELD for
-    one that comes with Graft, BACKBONE_IN_USE while versions are on it, or jobs
-    that have not ended may be.
+    """Deletes a registered backbone. Errors: BACKBONE_NOT_FOUND, INVALID_FIELD
+    for one that comes with Graft, BACKBONE_IN_USE while versions or jobs that
+    have not ended use it.
     """
 
 class BackboneServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps feature extractors of a tenant's own beside those that come with Graft.
-    A registered one is used by the name `onnx/NAME` wherever a request names a
-    backbone: its features are as they are, and its network is never trained.
+    """Stores a tenant's own feature extractors in addition to those that come with
+    Graft. Requests name a registered one `onnx/NAME`. Its network is never
+    trained.
     """
 
     @_abc_1.abstractmethod
@@ -102,14 +102,14 @@ class BackboneServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_backbone_pb2.RegisterBackboneResponse, _abc.Awaitable[_backbone_pb2.RegisterBackboneResponse]]:
         """Registers an ONNX file as a backbone. The client streams one description,
         then the file's bytes in chunks, then one end: an upload without it was cut
-        off, and stores nothing. The file is checked and run on a few images in a
-        process of its own, with limits on time and memory, and then rewritten:
-        what is kept takes images of bytes, with the normalisation inside.
+        off and stores nothing. The file is checked and run on a few images in a
+        process of its own, with limits on time and memory, and then rewritten: the
+        stored file takes images of bytes and contains the normalisation.
 
         The same file with the same description under the same name again is
-        harmless, and repairs a stored file that was damaged. Errors: INVALID_FIELD,
-        BACKBONE_UNUSABLE, BACKBONE_IN_USE where the name is another file's,
-        OUT_OF_MEMORY.
+        harmless, and repairs a stored file that was damaged. Errors:
+        INVALID_FIELD, BACKBONE_UNUSABLE, BACKBONE_IN_USE if another file has the
+        name, OUT_OF_MEMORY.
         """
 
     @_abc_1.abstractmethod
@@ -128,9 +128,9 @@ class BackboneServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _backbone_pb2.DeleteBackboneRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_backbone_pb2.DeleteBackboneResponse, _abc.Awaitable[_backbone_pb2.DeleteBackboneResponse]]:
-        """Deletes a registered backbone. Errors: BACKBONE_NOT_FOUND, INVALID_FIELD for
-        one that comes with Graft, BACKBONE_IN_USE while versions are on it, or jobs
-        that have not ended may be.
+        """Deletes a registered backbone. Errors: BACKBONE_NOT_FOUND, INVALID_FIELD
+        for one that comes with Graft, BACKBONE_IN_USE while versions or jobs that
+        have not ended use it.
         """
 
 def add_BackboneServiceServicer_to_server(servicer: BackboneServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

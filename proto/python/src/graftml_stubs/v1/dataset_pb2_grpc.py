@@ -89,8 +89,8 @@ class DatasetServiceServicer:
     def UploadDataset(self, request_iterator, context):
         """Stores a dataset. The client streams one header, then either the bytes of
         one archive in chunks, or labelled images, never both, then one end: an
-        upload without it was cut off, and stores nothing. The archive holds
-        a folder per class, or `train/`, `val/` and `test/` (two of them at least,
+        upload without it was cut off and stores nothing. The archive holds a
+        folder per class, or `train/`, `val/` and `test/` (two of them at least,
         also as training, valid, validation or testing, in any case) with a folder
         per class in each; a folder around it all is allowed. The same images
         always get the same dataset id, so a retry is harmless.
@@ -98,9 +98,9 @@ class DatasetServiceServicer:
         Files that are not readable images are left out, and `Dataset.summary` says
         which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
         ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
-        class or a part is left without images, there are parts and none to learn
-        from, too many files are not images (5 or more, and more than a fifth), or
-        two class names look the same.
+        class or a part has no images, there are parts but no training part, too
+        many files are not images (5 or more, and more than a fifth), or two class
+        names look the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,30 +129,30 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AddImages(self, request_iterator, context):
-        """Makes another dataset of the images of one and of more; no image of the
-        first is sent or stored again. The client streams one header, then images as
-        in UploadDataset, then one end. Images that the dataset has already are
-        left out, as copies; those that it has in another class too
-        (RelabelImages moves one), and those that were erased from it. Errors: as
-        UploadDataset, and DATASET_NOT_FOUND.
+        """Adds images to those of a dataset, as a new dataset; no image of the first
+        is sent or stored again. The client streams one header, then images as in
+        UploadDataset, then one end. Images that the dataset already has are left
+        out as copies, also if they are in another class (RelabelImages moves one),
+        and so are those that were erased from it. Errors: as UploadDataset, and
+        DATASET_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveImages(self, request, context):
-        """Makes another dataset of the images of one without some of them. Errors:
-        DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no image would be
-        left to learn from).
+        """Makes a new dataset from one without some of its images. Errors:
+        DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no training image
+        would be left).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RelabelImages(self, request, context):
-        """Makes another dataset of the images of one, some of them in other classes.
-        Errors: DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the
-        name of a class), DATASET_UNUSABLE (two class names look the same).
+        """Makes a new dataset from one, with some images in other classes. Errors:
+        DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the name of
+        a class), DATASET_UNUSABLE (two class names look the same).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,12 +167,12 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseImage(self, request, context):
-        """Erases an image from every dataset of the caller's that has it: its bytes,
-        its name, its hash and its features. Each of the datasets keeps its id, and
-        notes that an image of this digest was erased. Models stay as they are;
-        the answer names the versions that learned from it, or were measured on it.
-        A job that runs goes on with the images that it began with. The bytes are
-        gone from the disk within some hours. Errors: IMAGE_NOT_FOUND.
+        """Erases an image from every dataset of the caller's tenant: its bytes, name,
+        hash and features. The datasets keep their ids and record that an image of
+        this digest was erased. Models do not change; the response names the
+        versions that were trained or measured on it. A running job continues with
+        the images that it began with. The bytes are removed from the disk within
+        some hours. Errors: IMAGE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,8 @@ class DatasetServiceStub:
     UploadDataset: _grpc.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.UploadDatasetResponse]
     """Stores a dataset. The client streams one header, then either the bytes of
     one archive in chunks, or labelled images, never both, then one end: an
-    upload without it was cut off, and stores nothing. The archive holds
-    a folder per class, or `train/`, `val/` and `test/` (two of them at least,
+    upload without it was cut off and stores nothing. The archive holds a
+    folder per class, or `train/`, `val/` and `test/` (two of them at least,
     also as training, valid, validation or testing, in any case) with a folder
     per class in each; a folder around it all is allowed. The same images
     always get the same dataset id, so a retry is harmless.
@@ -45,9 +45,9 @@ class DatasetServiceStub:
     Files that are not readable images are left out, and `Dataset.summary` says
     which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
     ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
-    class or a part is left without images, there are parts and none to learn
-    from, too many files are not images (5 or more, and more than a fifth), or
-    two class names look the same.
+    class or a part has no images, there are parts but no training part, too
+    many files are not images (5 or more, and more than a fifth), or two class
+    names look the same.
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]
     """Describes one dataset. Errors: DATASET_NOT_FOUND."""
@@ -58,34 +58,34 @@ class DatasetServiceStub:
     on it stay. Errors: DATASET_NOT_FOUND, DATASET_IN_USE.
     """
     AddImages: _grpc.StreamUnaryMultiCallable[_dataset_pb2.AddImagesRequest, _dataset_pb2.AddImagesResponse]
-    """Makes another dataset of the images of one and of more; no image of the
-    first is sent or stored again. The client streams one header, then images as
-    in UploadDataset, then one end. Images that the dataset has already are
-    left out, as copies; those that it has in another class too
-    (RelabelImages moves one), and those that were erased from it. Errors: as
-    UploadDataset, and DATASET_NOT_FOUND.
+    """Adds images to those of a dataset, as a new dataset; no image of the first
+    is sent or stored again. The client streams one header, then images as in
+    UploadDataset, then one end. Images that the dataset already has are left
+    out as copies, also if they are in another class (RelabelImages moves one),
+    and so are those that were erased from it. Errors: as UploadDataset, and
+    DATASET_NOT_FOUND.
     """
     RemoveImages: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.RemoveImagesRequest, _dataset_pb2.RemoveImagesResponse]
-    """Makes another dataset of the images of one without some of them. Errors:
-    DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no image would be
-    left to learn from).
+    """Makes a new dataset from one without some of its images. Errors:
+    DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no training image
+    would be left).
     """
     RelabelImages: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.RelabelImagesRequest, _dataset_pb2.RelabelImagesResponse]
-    """Makes another dataset of the images of one, some of them in other classes.
-    Errors: DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the
-    name of a class), DATASET_UNUSABLE (two class names look the same).
+    """Makes a new dataset from one, with some images in other classes. Errors:
+    DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the name of
+    a class), DATASET_UNUSABLE (two class names look the same).
     """
     ListImages: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListImagesRequest, _dataset_pb2.ListImagesResponse]
     """Lists the images of a dataset, in its order: by split, class and name.
     Errors: DATASET_NOT_FOUND.
     """
     EraseImage: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.EraseImageRequest, _dataset_pb2.EraseImageResponse]
-    """Erases an image from every dataset of the caller's that has it: its bytes,
-    its name, its hash and its features. Each of the datasets keeps its id, and
-    notes that an image of this digest was erased. Models stay as they are;
-    the answer names the versions that learned from it, or were measured on it.
-    A job that runs goes on with the images that it began with. The bytes are
-    gone from the disk within some hours. Errors: IMAGE_NOT_FOUND.
+    """Erases an image from every dataset of the caller's tenant: its bytes, name,
+    hash and features. The datasets keep their ids and record that an image of
+    this digest was erased. Models do not change; the response names the
+    versions that were trained or measured on it. A running job continues with
+    the images that it began with. The bytes are removed from the disk within
+    some hours. Errors: IMAGE_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -96,8 +96,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     UploadDataset: _aio.StreamUnaryMultiCallable[_dataset_pb2.UploadDatasetRequest, _dataset_pb2.UploadDatasetResponse]  # type: ignore[assignment]
     """Stores a dataset. The client streams one header, then either the bytes of
     one archive in chunks, or labelled images, never both, then one end: an
-    upload without it was cut off, and stores nothing. The archive holds
-    a folder per class, or `train/`, `val/` and `test/` (two of them at least,
+    upload without it was cut off and stores nothing. The archive holds a
+    folder per class, or `train/`, `val/` and `test/` (two of them at least,
     also as training, valid, validation or testing, in any case) with a folder
     per class in each; a folder around it all is allowed. The same images
     always get the same dataset id, so a retry is harmless.
@@ -105,9 +105,9 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     Files that are not readable images are left out, and `Dataset.summary` says
     which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
     ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
-    class or a part is left without images, there are parts and none to learn
-    from, too many files are not images (5 or more, and more than a fifth), or
-    two class names look the same.
+    class or a part has no images, there are parts but no training part, too
+    many files are not images (5 or more, and more than a fifth), or two class
+    names look the same.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetRequest, _dataset_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """Describes one dataset. Errors: DATASET_NOT_FOUND."""
@@ -118,34 +118,34 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     on it stay. Errors: DATASET_NOT_FOUND, DATASET_IN_USE.
     """
     AddImages: _aio.StreamUnaryMultiCallable[_dataset_pb2.AddImagesRequest, _dataset_pb2.AddImagesResponse]  # type: ignore[assignment]
-    """Makes another dataset of the images of one and of more; no image of the
-    first is sent or stored again. The client streams one header, then images as
-    in UploadDataset, then one end. Images that the dataset has already are
-    left out, as copies; those that it has in another class too
-    (RelabelImages moves one), and those that were erased from it. Errors: as
-    UploadDataset, and DATASET_NOT_FOUND.
+    """Adds images to those of a dataset, as a new dataset; no image of the first
+    is sent or stored again. The client streams one header, then images as in
+    UploadDataset, then one end. Images that the dataset already has are left
+    out as copies, also if they are in another class (RelabelImages moves one),
+    and so are those that were erased from it. Errors: as UploadDataset, and
+    DATASET_NOT_FOUND.
     """
     RemoveImages: _aio.UnaryUnaryMultiCallable[_dataset_pb2.RemoveImagesRequest, _dataset_pb2.RemoveImagesResponse]  # type: ignore[assignment]
-    """Makes another dataset of the images of one without some of them. Errors:
-    DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no image would be
-    left to learn from).
+    """Makes a new dataset from one without some of its images. Errors:
+    DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no training image
+    would be left).
     """
     RelabelImages: _aio.UnaryUnaryMultiCallable[_dataset_pb2.RelabelImagesRequest, _dataset_pb2.RelabelImagesResponse]  # type: ignore[assignment]
-    """Makes another dataset of the images of one, some of them in other classes.
-    Errors: DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the
-    name of a class), DATASET_UNUSABLE (two class names look the same).
+    """Makes a new dataset from one, with some images in other classes. Errors:
+    DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the name of
+    a class), DATASET_UNUSABLE (two class names look the same).
     """
     ListImages: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListImagesRequest, _dataset_pb2.ListImagesResponse]  # type: ignore[assignment]
     """Lists the images of a dataset, in its order: by split, class and name.
     Errors: DATASET_NOT_FOUND.
     """
     EraseImage: _aio.UnaryUnaryMultiCallable[_dataset_pb2.EraseImageRequest, _dataset_pb2.EraseImageResponse]  # type: ignore[assignment]
-    """Erases an image from every dataset of the caller's that has it: its bytes,
-    its name, its hash and its features. Each of the datasets keeps its id, and
-    notes that an image of this digest was erased. Models stay as they are;
-    the answer names the versions that learned from it, or were measured on it.
-    A job that runs goes on with the images that it began with. The bytes are
-    gone from the disk within some hours. Errors: IMAGE_NOT_FOUND.
+    """Erases an image from every dataset of the caller's tenant: its bytes, name,
+    hash and features. The datasets keep their ids and record that an image of
+    this digest was erased. Models do not change; the response names the
+    versions that were trained or measured on it. A running job continues with
+    the images that it began with. The bytes are removed from the disk within
+    some hours. Errors: IMAGE_NOT_FOUND.
     """
 
 class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -159,8 +159,8 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_dataset_pb2.UploadDatasetResponse, _abc.Awaitable[_dataset_pb2.UploadDatasetResponse]]:
         """Stores a dataset. The client streams one header, then either the bytes of
         one archive in chunks, or labelled images, never both, then one end: an
-        upload without it was cut off, and stores nothing. The archive holds
-        a folder per class, or `train/`, `val/` and `test/` (two of them at least,
+        upload without it was cut off and stores nothing. The archive holds a
+        folder per class, or `train/`, `val/` and `test/` (two of them at least,
         also as training, valid, validation or testing, in any case) with a folder
         per class in each; a folder around it all is allowed. The same images
         always get the same dataset id, so a retry is harmless.
@@ -168,9 +168,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         Files that are not readable images are left out, and `Dataset.summary` says
         which and why. Errors: ARCHIVE_UNSAFE, ARCHIVE_TOO_LARGE,
         ARCHIVE_UNREADABLE, INVALID_FIELD, OUT_OF_MEMORY, and DATASET_UNUSABLE: a
-        class or a part is left without images, there are parts and none to learn
-        from, too many files are not images (5 or more, and more than a fifth), or
-        two class names look the same.
+        class or a part has no images, there are parts but no training part, too
+        many files are not images (5 or more, and more than a fifth), or two class
+        names look the same.
         """
 
     @_abc_1.abstractmethod
@@ -205,12 +205,12 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_dataset_pb2.AddImagesRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.AddImagesResponse, _abc.Awaitable[_dataset_pb2.AddImagesResponse]]:
-        """Makes another dataset of the images of one and of more; no image of the
-        first is sent or stored again. The client streams one header, then images as
-        in UploadDataset, then one end. Images that the dataset has already are
-        left out, as copies; those that it has in another class too
-        (RelabelImages moves one), and those that were erased from it. Errors: as
-        UploadDataset, and DATASET_NOT_FOUND.
+        """Adds images to those of a dataset, as a new dataset; no image of the first
+        is sent or stored again. The client streams one header, then images as in
+        UploadDataset, then one end. Images that the dataset already has are left
+        out as copies, also if they are in another class (RelabelImages moves one),
+        and so are those that were erased from it. Errors: as UploadDataset, and
+        DATASET_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -219,9 +219,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.RemoveImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.RemoveImagesResponse, _abc.Awaitable[_dataset_pb2.RemoveImagesResponse]]:
-        """Makes another dataset of the images of one without some of them. Errors:
-        DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no image would be
-        left to learn from).
+        """Makes a new dataset from one without some of its images. Errors:
+        DATASET_NOT_FOUND, IMAGE_NOT_FOUND, DATASET_UNUSABLE (no training image
+        would be left).
         """
 
     @_abc_1.abstractmethod
@@ -230,9 +230,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.RelabelImagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.RelabelImagesResponse, _abc.Awaitable[_dataset_pb2.RelabelImagesResponse]]:
-        """Makes another dataset of the images of one, some of them in other classes.
-        Errors: DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the
-        name of a class), DATASET_UNUSABLE (two class names look the same).
+        """Makes a new dataset from one, with some images in other classes. Errors:
+        DATASET_NOT_FOUND, IMAGE_NOT_FOUND, INVALID_FIELD (it cannot be the name of
+        a class), DATASET_UNUSABLE (two class names look the same).
         """
 
     @_abc_1.abstractmethod
@@ -251,12 +251,12 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.EraseImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.EraseImageResponse, _abc.Awaitable[_dataset_pb2.EraseImageResponse]]:
-        """Erases an image from every dataset of the caller's that has it: its bytes,
-        its name, its hash and its features. Each of the datasets keeps its id, and
-        notes that an image of this digest was erased. Models stay as they are;
-        the answer names the versions that learned from it, or were measured on it.
-        A job that runs goes on with the images that it began with. The bytes are
-        gone from the disk within some hours. Errors: IMAGE_NOT_FOUND.
+        """Erases an image from every dataset of the caller's tenant: its bytes, name,
+        hash and features. The datasets keep their ids and record that an image of
+        this digest was erased. Models do not change; the response names the
+        versions that were trained or measured on it. A running job continues with
+        the images that it began with. The bytes are removed from the disk within
+        some hours. Errors: IMAGE_NOT_FOUND.
         """
 
 def add_DatasetServiceServicer_to_server(servicer: DatasetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -79,11 +79,12 @@ class FineTuningServiceServicer:
     def FineTune(self, request, context):
         """Starts a fine-tuning job and answers at once. When the job succeeds, a new
         version of the model is published, the alias `latest` moves to it, and
-        Predict answers with it, unless its gate keeps it a candidate. Errors:
+        Predict uses it, unless its gate makes it a candidate. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-        WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
+        WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images
+        OUT_OF_MEMORY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,13 +131,12 @@ class FineTuningServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RankBackbones(self, request, context):
-        """Starts a job that says which backbone to start from, and answers at once: it
-        scores backbones by how well their frozen features fit the labels, without
-        training any. Takes seconds to a minute; when the job has SUCCEEDED,
-        `Job.ranking` is the answer. Errors:
-        INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-        PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, BACKBONE_NOT_FOUND, and for
-        inline images OUT_OF_MEMORY.
+        """Starts a job that ranks backbones and answers at once: it scores how well
+        their frozen features fit the labels, without training a network. Takes
+        seconds to a minute; when the job has SUCCEEDED, `Job.ranking` is the
+        answer. Errors: INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE,
+        PATH_NOT_ALLOWED, PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL,
+        BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,11 +36,12 @@ class FineTuningServiceStub:
     FineTune: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.FineTuneRequest, _fine_tuning_pb2.FineTuneResponse]
     """Starts a fine-tuning job and answers at once. When the job succeeds, a new
     version of the model is published, the alias `latest` moves to it, and
-    Predict answers with it, unless its gate keeps it a candidate. Errors:
+    Predict uses it, unless its gate makes it a candidate. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-    WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
+    WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images
+    OUT_OF_MEMORY.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -61,13 +62,12 @@ class FineTuningServiceStub:
     Its version stays. Errors: JOB_NOT_FOUND, JOB_NOT_FINISHED.
     """
     RankBackbones: _grpc.UnaryUnaryMultiCallable[_fine_tuning_pb2.RankBackbonesRequest, _fine_tuning_pb2.RankBackbonesResponse]
-    """Starts a job that says which backbone to start from, and answers at once: it
-    scores backbones by how well their frozen features fit the labels, without
-    training any. Takes seconds to a minute; when the job has SUCCEEDED,
-    `Job.ranking` is the answer. Errors:
-    INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-    PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, BACKBONE_NOT_FOUND, and for
-    inline images OUT_OF_MEMORY.
+    """Starts a job that ranks backbones and answers at once: it scores how well
+    their frozen features fit the labels, without training a network. Takes
+    seconds to a minute; when the job has SUCCEEDED, `Job.ranking` is the
+    answer. Errors: INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE,
+    PATH_NOT_ALLOWED, PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL,
+    BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
     """
 
 @_typing.type_check_only
@@ -78,11 +78,12 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     FineTune: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.FineTuneRequest, _fine_tuning_pb2.FineTuneResponse]  # type: ignore[assignment]
     """Starts a fine-tuning job and answers at once. When the job succeeds, a new
     version of the model is published, the alias `latest` moves to it, and
-    Predict answers with it, unless its gate keeps it a candidate. Errors:
+    Predict uses it, unless its gate makes it a candidate. Errors:
     INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
     PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
     VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-    WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
+    WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images
+    OUT_OF_MEMORY.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.GetJobRequest, _fine_tuning_pb2.GetJobResponse]  # type: ignore[assignment]
     """Describes one job. Errors: JOB_NOT_FOUND."""
@@ -103,13 +104,12 @@ class FineTuningServiceAsyncStub(FineTuningServiceStub):
     Its version stays. Errors: JOB_NOT_FOUND, JOB_NOT_FINISHED.
     """
     RankBackbones: _aio.UnaryUnaryMultiCallable[_fine_tuning_pb2.RankBackbonesRequest, _fine_tuning_pb2.RankBackbonesResponse]  # type: ignore[assignment]
-    """Starts a job that says which backbone to start from, and answers at once: it
-    scores backbones by how well their frozen features fit the labels, without
-    training any. Takes seconds to a minute; when the job has SUCCEEDED,
-    `Job.ranking` is the answer. Errors:
-    INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-    PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, BACKBONE_NOT_FOUND, and for
-    inline images OUT_OF_MEMORY.
+    """Starts a job that ranks backbones and answers at once: it scores how well
+    their frozen features fit the labels, without training a network. Takes
+    seconds to a minute; when the job has SUCCEEDED, `Job.ranking` is the
+    answer. Errors: INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE,
+    PATH_NOT_ALLOWED, PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL,
+    BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
     """
 
 class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -123,11 +123,12 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fine_tuning_pb2.FineTuneResponse, _abc.Awaitable[_fine_tuning_pb2.FineTuneResponse]]:
         """Starts a fine-tuning job and answers at once. When the job succeeds, a new
         version of the model is published, the alias `latest` moves to it, and
-        Predict answers with it, unless its gate keeps it a candidate. Errors:
+        Predict uses it, unless its gate makes it a candidate. Errors:
         INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
         PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, MODEL_NOT_FOUND,
         VERSION_NOT_FOUND, ALIAS_NOT_FOUND, BASE_DATA_GONE, DEVICE_UNAVAILABLE,
-        WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
+        WEIGHTS_UNAVAILABLE, BACKBONE_NOT_FOUND, and for inline images
+        OUT_OF_MEMORY.
         """
 
     @_abc_1.abstractmethod
@@ -184,13 +185,12 @@ class FineTuningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fine_tuning_pb2.RankBackbonesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tuning_pb2.RankBackbonesResponse, _abc.Awaitable[_fine_tuning_pb2.RankBackbonesResponse]]:
-        """Starts a job that says which backbone to start from, and answers at once: it
-        scores backbones by how well their frozen features fit the labels, without
-        training any. Takes seconds to a minute; when the job has SUCCEEDED,
-        `Job.ranking` is the answer. Errors:
-        INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE, PATH_NOT_ALLOWED,
-        PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL, BACKBONE_NOT_FOUND, and for
-        inline images OUT_OF_MEMORY.
+        """Starts a job that ranks backbones and answers at once: it scores how well
+        their frozen features fit the labels, without training a network. Takes
+        seconds to a minute; when the job has SUCCEEDED, `Job.ranking` is the
+        answer. Errors: INVALID_FIELD, DATASET_NOT_FOUND, DATASET_UNUSABLE,
+        PATH_NOT_ALLOWED, PATH_NOT_FOUND, REQUEST_ID_REUSED, QUEUE_FULL,
+        BACKBONE_NOT_FOUND, and for inline images OUT_OF_MEMORY.
         """
 
 def add_FineTuningServiceServicer_to_server(servicer: FineTuningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Looks after published models.
+    """Manages published models.
     """
 
     def __init__(self, channel):
@@ -98,7 +98,7 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """Looks after published models.
+    """Manages published models.
     """
 
     def GetModel(self, request, context):
@@ -116,7 +116,7 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model with all its versions and aliases; there is no way back.
+        """Deletes a model with all its versions and aliases; this cannot be undone.
         Errors: MODEL_NOT_FOUND, MODEL_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -139,19 +139,19 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVersion(self, request, context):
-        """Deletes a version. `latest` falls back to the newest that is left and no
-        candidate, and goes where candidates alone are left; the last version goes
-        only with its model. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-        ALIAS_IN_USE.
+        """Deletes a version. `latest` moves to the newest remaining version that is
+        not a candidate; if only candidates remain, it is removed. The last version
+        can only be deleted with its model. Errors: MODEL_NOT_FOUND,
+        VERSION_NOT_FOUND, ALIAS_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias to a version, a candidate too; makes the alias if it is
-        new. Errors:
-        INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_RESERVED.
+        """Points an alias to a version, which may be a candidate; creates the alias
+        if it is new. Errors: INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        ALIAS_RESERVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,18 +166,18 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RollbackAlias(self, request, context):
-        """Points an alias back to the version that it pointed to before; again, to
-        the one before that. `latest` can be rolled back too; the next version
-        that is published moves it on. Versions that were deleted are passed over.
-        Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
+        """Points an alias back to the version that it pointed to before; repeated, to
+        the one before that. `latest` can be rolled back, too, until the next
+        published version moves it. Deleted versions are skipped. Errors:
+        MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PromoteVersion(self, request, context):
-        """Publishes a candidate although its gate did not let it pass: `latest` moves
-        to it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
+        """Publishes a candidate although it did not pass its gate: `latest` moves to
+        it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,13 +194,13 @@ class ModelServiceServicer:
     def ExportModel(self, request, context):
         """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
-        inside. In its metadata are the labels (key "labels", a JSON list), how
-        an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-        the background and the bit depth that the version was trained with),
-        whether the probabilities are calibrated (key "calibrated", "true" or
-        "false"), and the version's decision (key "decision", a JSON object with the
-        classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
-        as GetVersion.
+        inside. Its metadata contain the labels (key "labels", a JSON list), how an
+        image becomes those pixels (key "preprocess", a JSON object: the sizes, the
+        background and the bit depth that the version was trained with), whether
+        the probabilities are calibrated (key "calibrated", "true" or "false"), and
+        the version's decision (key "decision", a JSON object with the classes'
+        shares that `balanced` needs). Any ONNX Runtime can run it. Errors: as
+        GetVersion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -278,7 +278,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Looks after published models.
+    """Manages published models.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Looks after published models."""
+    """Manages published models."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,7 +38,7 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
     """Lists models by name."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]
-    """Deletes a model with all its versions and aliases; there is no way back.
+    """Deletes a model with all its versions and aliases; this cannot be undone.
     Errors: MODEL_NOT_FOUND, MODEL_IN_USE.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetVersionRequest, _model_pb2.GetVersionResponse]
@@ -48,29 +48,29 @@ class ModelServiceStub:
     ListVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListVersionsRequest, _model_pb2.ListVersionsResponse]
     """Lists a model's versions, newest first. Errors: MODEL_NOT_FOUND."""
     DeleteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]
-    """Deletes a version. `latest` falls back to the newest that is left and no
-    candidate, and goes where candidates alone are left; the last version goes
-    only with its model. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-    ALIAS_IN_USE.
+    """Deletes a version. `latest` moves to the newest remaining version that is
+    not a candidate; if only candidates remain, it is removed. The last version
+    can only be deleted with its model. Errors: MODEL_NOT_FOUND,
+    VERSION_NOT_FOUND, ALIAS_IN_USE.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]
-    """Points an alias to a version, a candidate too; makes the alias if it is
-    new. Errors:
-    INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_RESERVED.
+    """Points an alias to a version, which may be a candidate; creates the alias
+    if it is new. Errors: INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+    ALIAS_RESERVED.
     """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteAliasRequest, _model_pb2.DeleteAliasResponse]
     """Removes an alias. Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND,
     ALIAS_RESERVED.
     """
     RollbackAlias: _grpc.UnaryUnaryMultiCallable[_model_pb2.RollbackAliasRequest, _model_pb2.RollbackAliasResponse]
-    """Points an alias back to the version that it pointed to before; again, to
-    the one before that. `latest` can be rolled back too; the next version
-    that is published moves it on. Versions that were deleted are passed over.
-    Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
+    """Points an alias back to the version that it pointed to before; repeated, to
+    the one before that. `latest` can be rolled back, too, until the next
+    published version moves it. Deleted versions are skipped. Errors:
+    MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
     """
     PromoteVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.PromoteVersionRequest, _model_pb2.PromoteVersionResponse]
-    """Publishes a candidate although its gate did not let it pass: `latest` moves
-    to it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
+    """Publishes a candidate although it did not pass its gate: `latest` moves to
+    it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
     """
     GetReport: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]
     """The report that training wrote, with the version's number and whether it is
@@ -79,18 +79,18 @@ class ModelServiceStub:
     ExportModel: _grpc.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]
     """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
-    inside. In its metadata are the labels (key "labels", a JSON list), how
-    an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-    the background and the bit depth that the version was trained with),
-    whether the probabilities are calibrated (key "calibrated", "true" or
-    "false"), and the version's decision (key "decision", a JSON object with the
-    classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
-    as GetVersion.
+    inside. Its metadata contain the labels (key "labels", a JSON list), how an
+    image becomes those pixels (key "preprocess", a JSON object: the sizes, the
+    background and the bit depth that the version was trained with), whether
+    the probabilities are calibrated (key "calibrated", "true" or "false"), and
+    the version's decision (key "decision", a JSON object with the classes'
+    shares that `balanced` needs). Any ONNX Runtime can run it. Errors: as
+    GetVersion.
     """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Looks after published models."""
+    """Manages published models."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
@@ -98,7 +98,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists models by name."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelRequest, _model_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """Deletes a model with all its versions and aliases; there is no way back.
+    """Deletes a model with all its versions and aliases; this cannot be undone.
     Errors: MODEL_NOT_FOUND, MODEL_IN_USE.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.GetVersionRequest, _model_pb2.GetVersionResponse]  # type: ignore[assignment]
@@ -108,29 +108,29 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.ListVersionsRequest, _model_pb2.ListVersionsResponse]  # type: ignore[assignment]
     """Lists a model's versions, newest first. Errors: MODEL_NOT_FOUND."""
     DeleteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteVersionRequest, _model_pb2.DeleteVersionResponse]  # type: ignore[assignment]
-    """Deletes a version. `latest` falls back to the newest that is left and no
-    candidate, and goes where candidates alone are left; the last version goes
-    only with its model. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-    ALIAS_IN_USE.
+    """Deletes a version. `latest` moves to the newest remaining version that is
+    not a candidate; if only candidates remain, it is removed. The last version
+    can only be deleted with its model. Errors: MODEL_NOT_FOUND,
+    VERSION_NOT_FOUND, ALIAS_IN_USE.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.SetAliasRequest, _model_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Points an alias to a version, a candidate too; makes the alias if it is
-    new. Errors:
-    INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_RESERVED.
+    """Points an alias to a version, which may be a candidate; creates the alias
+    if it is new. Errors: INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+    ALIAS_RESERVED.
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteAliasRequest, _model_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Removes an alias. Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND,
     ALIAS_RESERVED.
     """
     RollbackAlias: _aio.UnaryUnaryMultiCallable[_model_pb2.RollbackAliasRequest, _model_pb2.RollbackAliasResponse]  # type: ignore[assignment]
-    """Points an alias back to the version that it pointed to before; again, to
-    the one before that. `latest` can be rolled back too; the next version
-    that is published moves it on. Versions that were deleted are passed over.
-    Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
+    """Points an alias back to the version that it pointed to before; repeated, to
+    the one before that. `latest` can be rolled back, too, until the next
+    published version moves it. Deleted versions are skipped. Errors:
+    MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
     """
     PromoteVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.PromoteVersionRequest, _model_pb2.PromoteVersionResponse]  # type: ignore[assignment]
-    """Publishes a candidate although its gate did not let it pass: `latest` moves
-    to it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
+    """Publishes a candidate although it did not pass its gate: `latest` moves to
+    it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
     """
     GetReport: _aio.UnaryUnaryMultiCallable[_model_pb2.GetReportRequest, _model_pb2.GetReportResponse]  # type: ignore[assignment]
     """The report that training wrote, with the version's number and whether it is
@@ -139,17 +139,17 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ExportModel: _aio.UnaryStreamMultiCallable[_model_pb2.ExportModelRequest, _model_pb2.ExportModelResponse]  # type: ignore[assignment]
     """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
     probabilities [n, classes] out, with the normalisation and the softmax
-    inside. In its metadata are the labels (key "labels", a JSON list), how
-    an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-    the background and the bit depth that the version was trained with),
-    whether the probabilities are calibrated (key "calibrated", "true" or
-    "false"), and the version's decision (key "decision", a JSON object with the
-    classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
-    as GetVersion.
+    inside. Its metadata contain the labels (key "labels", a JSON list), how an
+    image becomes those pixels (key "preprocess", a JSON object: the sizes, the
+    background and the bit depth that the version was trained with), whether
+    the probabilities are calibrated (key "calibrated", "true" or "false"), and
+    the version's decision (key "decision", a JSON object with the classes'
+    shares that `balanced` needs). Any ONNX Runtime can run it. Errors: as
+    GetVersion.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Looks after published models."""
+    """Manages published models."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -173,7 +173,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteModelResponse, _abc.Awaitable[_model_pb2.DeleteModelResponse]]:
-        """Deletes a model with all its versions and aliases; there is no way back.
+        """Deletes a model with all its versions and aliases; this cannot be undone.
         Errors: MODEL_NOT_FOUND, MODEL_IN_USE.
         """
 
@@ -201,10 +201,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DeleteVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DeleteVersionResponse, _abc.Awaitable[_model_pb2.DeleteVersionResponse]]:
-        """Deletes a version. `latest` falls back to the newest that is left and no
-        candidate, and goes where candidates alone are left; the last version goes
-        only with its model. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND,
-        ALIAS_IN_USE.
+        """Deletes a version. `latest` moves to the newest remaining version that is
+        not a candidate; if only candidates remain, it is removed. The last version
+        can only be deleted with its model. Errors: MODEL_NOT_FOUND,
+        VERSION_NOT_FOUND, ALIAS_IN_USE.
         """
 
     @_abc_1.abstractmethod
@@ -213,9 +213,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.SetAliasResponse, _abc.Awaitable[_model_pb2.SetAliasResponse]]:
-        """Points an alias to a version, a candidate too; makes the alias if it is
-        new. Errors:
-        INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_RESERVED.
+        """Points an alias to a version, which may be a candidate; creates the alias
+        if it is new. Errors: INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND,
+        ALIAS_RESERVED.
         """
 
     @_abc_1.abstractmethod
@@ -234,10 +234,10 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.RollbackAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.RollbackAliasResponse, _abc.Awaitable[_model_pb2.RollbackAliasResponse]]:
-        """Points an alias back to the version that it pointed to before; again, to
-        the one before that. `latest` can be rolled back too; the next version
-        that is published moves it on. Versions that were deleted are passed over.
-        Errors: MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
+        """Points an alias back to the version that it pointed to before; repeated, to
+        the one before that. `latest` can be rolled back, too, until the next
+        published version moves it. Deleted versions are skipped. Errors:
+        MODEL_NOT_FOUND, ALIAS_NOT_FOUND, NO_EARLIER_VERSION.
         """
 
     @_abc_1.abstractmethod
@@ -246,8 +246,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.PromoteVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.PromoteVersionResponse, _abc.Awaitable[_model_pb2.PromoteVersionResponse]]:
-        """Publishes a candidate although its gate did not let it pass: `latest` moves
-        to it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
+        """Publishes a candidate although it did not pass its gate: `latest` moves to
+        it. Errors: MODEL_NOT_FOUND, VERSION_NOT_FOUND, NOT_A_CANDIDATE.
         """
 
     @_abc_1.abstractmethod
@@ -268,13 +268,13 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_model_pb2.ExportModelResponse], _abc.AsyncIterator[_model_pb2.ExportModelResponse]]:
         """Streams one self-contained .onnx file: uint8 images [n, size, size, 3] in,
         probabilities [n, classes] out, with the normalisation and the softmax
-        inside. In its metadata are the labels (key "labels", a JSON list), how
-        an image becomes those pixels (key "preprocess", a JSON object: the sizes,
-        the background and the bit depth that the version was trained with),
-        whether the probabilities are calibrated (key "calibrated", "true" or
-        "false"), and the version's decision (key "decision", a JSON object with the
-        classes' shares that `balanced` needs). Any ONNX Runtime can run it. Errors:
-        as GetVersion.
+        inside. Its metadata contain the labels (key "labels", a JSON list), how an
+        image becomes those pixels (key "preprocess", a JSON object: the sizes, the
+        background and the bit depth that the version was trained with), whether
+        the probabilities are calibrated (key "calibrated", "true" or "false"), and
+        the version's decision (key "decision", a JSON object with the classes'
+        shares that `balanced` needs). Any ONNX Runtime can run it. Errors: as
+        GetVersion.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -53,20 +53,20 @@ class PredictionServiceServicer:
 
     def Predict(self, request, context):
         """Classifies 1 or more images with 1 or more models. An image that cannot be
-        read fails alone: its result holds the error, the others hold answers, and the
-        call is OK. A model that is not there fails the call; the status names it and
-        its place in the request. Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
-        VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
-        MODEL_UNLOADABLE.
+        read fails alone: its result is the error, the others are classified, and
+        the call is OK. A model that does not exist fails the call; the status
+        names it and its position in the request. Errors of the whole call:
+        INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND,
+        QUEUE_FULL, DEADLINE_EXCEEDED, MODEL_UNLOADABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PredictStream(self, request_iterator, context):
-        """Many Predict calls over one stream. Answers come as they are ready, in any
-        order, each with its request's id. A request that fails is answered with
-        its error; the stream goes on.
+        """Many Predict calls over one stream. Responses arrive as they are ready, in
+        any order, each with its request's id. A request that fails gets its error,
+        and the stream continues.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

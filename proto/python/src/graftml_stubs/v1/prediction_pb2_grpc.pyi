@@ -35,16 +35,16 @@ class PredictionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PredictionServiceAsyncStub: ...
     Predict: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]
     """Classifies 1 or more images with 1 or more models. An image that cannot be
-    read fails alone: its result holds the error, the others hold answers, and the
-    call is OK. A model that is not there fails the call; the status names it and
-    its place in the request. Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
-    VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
-    MODEL_UNLOADABLE.
+    read fails alone: its result is the error, the others are classified, and
+    the call is OK. A model that does not exist fails the call; the status
+    names it and its position in the request. Errors of the whole call:
+    INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND,
+    QUEUE_FULL, DEADLINE_EXCEEDED, MODEL_UNLOADABLE.
     """
     PredictStream: _grpc.StreamStreamMultiCallable[_prediction_pb2.PredictStreamRequest, _prediction_pb2.PredictStreamResponse]
-    """Many Predict calls over one stream. Answers come as they are ready, in any
-    order, each with its request's id. A request that fails is answered with
-    its error; the stream goes on.
+    """Many Predict calls over one stream. Responses arrive as they are ready, in
+    any order, each with its request's id. A request that fails gets its error,
+    and the stream continues.
     """
 
 @_typing.type_check_only
@@ -54,16 +54,16 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]  # type: ignore[assignment]
     """Classifies 1 or more images with 1 or more models. An image that cannot be
-    read fails alone: its result holds the error, the others hold answers, and the
-    call is OK. A model that is not there fails the call; the status names it and
-    its place in the request. Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
-    VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
-    MODEL_UNLOADABLE.
+    read fails alone: its result is the error, the others are classified, and
+    the call is OK. A model that does not exist fails the call; the status
+    names it and its position in the request. Errors of the whole call:
+    INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND,
+    QUEUE_FULL, DEADLINE_EXCEEDED, MODEL_UNLOADABLE.
     """
     PredictStream: _aio.StreamStreamMultiCallable[_prediction_pb2.PredictStreamRequest, _prediction_pb2.PredictStreamResponse]  # type: ignore[assignment]
-    """Many Predict calls over one stream. Answers come as they are ready, in any
-    order, each with its request's id. A request that fails is answered with
-    its error; the stream goes on.
+    """Many Predict calls over one stream. Responses arrive as they are ready, in
+    any order, each with its request's id. A request that fails gets its error,
+    and the stream continues.
     """
 
 class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -76,11 +76,11 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prediction_pb2.PredictResponse, _abc.Awaitable[_prediction_pb2.PredictResponse]]:
         """Classifies 1 or more images with 1 or more models. An image that cannot be
-        read fails alone: its result holds the error, the others hold answers, and the
-        call is OK. A model that is not there fails the call; the status names it and
-        its place in the request. Errors of the whole call: INVALID_FIELD, MODEL_NOT_FOUND,
-        VERSION_NOT_FOUND, ALIAS_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED,
-        MODEL_UNLOADABLE.
+        read fails alone: its result is the error, the others are classified, and
+        the call is OK. A model that does not exist fails the call; the status
+        names it and its position in the request. Errors of the whole call:
+        INVALID_FIELD, MODEL_NOT_FOUND, VERSION_NOT_FOUND, ALIAS_NOT_FOUND,
+        QUEUE_FULL, DEADLINE_EXCEEDED, MODEL_UNLOADABLE.
         """
 
     @_abc_1.abstractmethod
@@ -89,9 +89,9 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_prediction_pb2.PredictStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prediction_pb2.PredictStreamResponse], _abc.AsyncIterator[_prediction_pb2.PredictStreamResponse]]:
-        """Many Predict calls over one stream. Answers come as they are ready, in any
-        order, each with its request's id. A request that fails is answered with
-        its error; the stream goes on.
+        """Many Predict calls over one stream. Responses arrive as they are ready, in
+        any order, each with its request's id. A request that fails gets its error,
+        and the stream continues.
         """
 
 def add_PredictionServiceServicer_to_server(servicer: PredictionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
