@@ -1,6 +1,11 @@
-"""How the whole suite runs: computing on one thread a process, and what takes longest first."""
+"""How the whole suite runs: on one thread a process, the longest first, without flushing disks."""
 
+import functools
 import os
+import sqlite3
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -20,3 +25,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, name in enumerate(_LONGEST_FIRST) if name in folders), 9)
 
     items.sort(key=place)
+
+
+class Unflushed(sqlite3.Connection):
+    """A connection that leaves flushing to the system."""
+
+    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        wanted = "PRAGMA synchronous = OFF" if sql.startswith("PRAGMA synchronous") else sql
+        return super().execute(wanted, *values)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unflushed() -> Iterator[None]:
+    """Has this process wait for no disk: only a power cut would show it.
+
+    tests/e2e/faults/test_power_cut.py does, on servers, which are processes of their own.
+    """
+    from service.storage import fsync
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: None)
+        patched.setattr(fsync, "_libc", SimpleNamespace(syncfs=lambda _: 0))
+        connect = functools.partial(sqlite3.connect, factory=Unflushed)
+        patched.setattr(sqlite3, "connect", connect)
+        yield

@@ -41,6 +41,8 @@ from service.domain import (
 from service.engine import head as heads
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
+from service.ingest import backbone_check
+from service.ingest.backbone_process import Asked, BackboneChecks, Checked, Task
 from service.rpc import interceptor, message_io, server
 from tests.fake_launcher import FakeLauncher, Script
 from tests.figures import figure
@@ -65,6 +67,28 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interceptor, "_STATUS_TIMEOUT_S", GUARD_S)
     monkeypatch.setattr(server, "_HANDSHAKE_S", GUARD_S)
     monkeypatch.setattr(_async_io, "_STATUS_LOOKS", round(GUARD_S / _async_io._LOOK_S))
+
+
+@pytest.fixture
+def apart() -> None:
+    """Has files of backbones checked as always, each in a process of its own."""
+
+
+@pytest.fixture(autouse=True)
+def checked_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has them checked in this process: a process takes as long as all else of a test."""
+    if "apart" in request.fixturenames:
+        return
+
+    def check(_: BackboneChecks, source: Path, target: Path, asked: Asked, *__: object) -> Checked:
+        task = Task(
+            source=str(source), target=str(target), asked=asked, file_bytes=0, memory_bytes=0,
+            cpu_s=0, niceness=0,
+        )  # fmt: skip
+        return backbone_check._checked(task)
+
+    monkeypatch.setattr(backbone_check, "_allow", lambda _: None)
+    monkeypatch.setattr(BackboneChecks, "check", check)
 
 
 def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:

@@ -84,6 +84,7 @@ def object_of(service: Service, digest: str) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("apart")
 async def test_a_file_becomes_a_backbone_that_is_listed_beside_the_shipped(
     service: Service,
 ) -> None:
@@ -207,11 +208,9 @@ async def test_a_stream_that_is_no_upload_is_refused(service: Service) -> None:
     ("file", "words"),
     [
         (b"PK\x03\x04", "it is not an ONNX model"),
-        (extractor(opsets={"": 5}).SerializeToString(), "it is of opset 5"),
         (extractor(outputs=["map", "embedding"]).SerializeToString(), "it has 2 outputs"),
-        (extractor(inputs={"pixel_values": (1, 3, 64, 64)}).SerializeToString(), "[1, 3, 64, 64]"),
     ],
-    ids=["no model", "opset", "outputs", "size"],
+    ids=["no model", "outputs"],
 )
 async def test_a_file_that_cannot_serve_is_refused_with_what_to_do(
     service: Service, file: bytes, words: str
@@ -231,10 +230,11 @@ async def test_a_file_that_is_too_large_is_refused_as_it_comes(make_service: Mak
     assert stored(service) == []
 
 
+@pytest.mark.usefixtures("apart")
 async def test_hostile_files_end_their_process_alone(service: Service) -> None:
     await service.make_model()
     rng, reasons = np.random.default_rng(8), set[str]()
-    for _ in range(6):
+    for _ in range(2):
         damaged = bytearray(TINY)
         for place in rng.integers(0, len(damaged), 300):
             damaged[place] = rng.integers(256)
@@ -267,7 +267,7 @@ def checks() -> list[psutil.Process]:
 
 
 @pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+def hanging(apart: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every check hang at its start."""
     plan = {failpoints.VARIABLE: "hang@backbone.checking"}
     monkeypatch.setattr(child, "environment_of", lambda _: plan)

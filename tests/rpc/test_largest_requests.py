@@ -130,10 +130,10 @@ def largest(path: str, method: Any) -> Iterator[tuple[str, bytes]]:
                 _extend(_holder(message, fields[:-1]), fields[-1], length, is_filled=is_filled)
                 return message
 
-            size_one, size_two = (made(n).ByteSize() for n in (2000, 4000))
-            elements_one, elements_two = (_elements(made(n)) for n in (2000, 4000))
-            bytes_each = max((size_two - size_one) / 2000, 0.01)
-            elements_each = max((elements_two - elements_one) / 2000, 0.0001)
+            size_one, size_two = (made(n).ByteSize() for n in (200, 400))
+            elements_one, elements_two = (_elements(made(n)) for n in (200, 400))
+            bytes_each = max((size_two - size_one) / 200, 0.01)
+            elements_each = max((elements_two - elements_one) / 200, 0.0001)
             length = int(
                 min((max_bytes - _ROOM_BYTES) / bytes_each, (max_elements - 50) / elements_each)
             )
@@ -171,7 +171,7 @@ def _extend(message: Any, field: FieldDescriptor, length: int, *, is_filled: boo
     elif _is_map(field):
         key, held = field.message_type.fields
         for number in range(length):
-            name = number if key.type != FieldDescriptor.TYPE_STRING else f"{number:x}"
+            name = number if key.type != FieldDescriptor.TYPE_STRING else f"{number:05x}"
             if held.message_type is not None:
                 value[name].SetInParent()
             else:
@@ -180,9 +180,7 @@ def _extend(message: Any, field: FieldDescriptor, length: int, *, is_filled: boo
         entry = value.add()
         if is_filled:
             _set_first(entry)
-        raw = entry.SerializeToString()
-        for _ in range(length - 1):
-            value.add().MergeFromString(raw)
+        value.extend([entry] * (length - 1))
     elif field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
         value.extend([b"x" if field.type == FieldDescriptor.TYPE_BYTES else "x"] * length)
     elif field.enum_type is not None:

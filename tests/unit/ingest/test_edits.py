@@ -232,7 +232,7 @@ def test_without_labels_a_copy_in_another_folder_is_a_copy(tmp_path: Path) -> No
 
 def test_a_large_index_is_edited_without_its_images_in_memory(base: Path, tmp_path: Path) -> None:
     """Most of what it takes is a line of each image for the digest, some 160 bytes."""
-    count = 50_000
+    count = 20_000
     header = indexes.load_header(base)
     large = tmp_path / "large"
 
