@@ -11,8 +11,8 @@ from graftml import _answers
 from graftml.testing import FakeGraft
 from graftml_stubs.v1 import dataset_pb2 as pb
 
-from tests.client.conftest import arrived
-from tests.client.test_cli import Run, lines, run  # noqa: F401 - a fixture
+from tests.client.conftest import Run, arrived
+from tests.client.test_cli import lines
 
 PAIRS = [("cat", b"1", "tom"), ("cat", b"2"), ("dog", b"3")]
 
@@ -92,7 +92,7 @@ def test_what_is_no_dataset_is_told(client: Any, dataset: Any) -> None:
 
 
 def test_the_command_adds_removes_relabels_lists_and_erases(
-    run: Run,  # noqa: F811
+    run: Run,
     server: FakeGraft,
     folder: Path,
 ) -> None:
