@@ -281,10 +281,10 @@ def _compared(asked: Gate, paired: Paired, found: NonInferiority) -> Iterator[st
         allowed = f"{asked.max_regression * 100:.3g} points"
         if found.verdict == "undecided":
             needed = found.images_needed
-            yield f"Whether more than {allowed} are lost cannot be told from {images}" + (
-                f": some {needed} would settle it, were both equally good"
+            yield f"It cannot be told from {images} whether more than {allowed} are lost" + (
+                f": about {needed} would be enough if both were equally good"
                 if needed
-                else ", since the difference lies too near to that"
+                else ", because the difference is too close to that"
             )
         elif found.verdict == "failed":
             yield f"It is worse; a loss of less than {allowed} was to be shown"
@@ -300,7 +300,7 @@ def _compared(asked: Gate, paired: Paired, found: NonInferiority) -> Iterator[st
         new = paired.new_class_right
         yield (
             f"Apart from these, {int(new.sum())} of {len(new)} images of classes that it does not "
-            "know are answered right"
+            "know are classified correctly"
         )
 
 

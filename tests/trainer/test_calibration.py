@@ -122,7 +122,7 @@ def test_being_calibrated_is_shown_or_people_are_told_why_not() -> None:
     assert note.startswith("only 18 images could be measured on")
     verdict, note = calibration.judge(*_answers(1000, 4.0))
     assert verdict == "off"
-    assert "points from how often they were right, mostly higher" in note
+    assert "points, mostly higher" in note
     verdict, note = calibration.judge(*_in_groups(40, 25, 1.0, 0))
     assert verdict == "too_few_images"
     assert "only 1000 images in 40 groups" in note

@@ -20,7 +20,7 @@ def test_models_that_never_disagree_are_no_different() -> None:
     same = np.array([0, 1, 1, 0])
     found = comparisons.compare(Measured("linear_probe", same), same, np.array([0, 1, 0, 0]))
     assert (found.difference, found.verdict) == (0.0, "no_difference")
-    assert found.words == "the same images are answered right"
+    assert found.words == "both classify the same images correctly"
 
 
 def test_thousands_of_disagreements_do_not_overflow() -> None:
@@ -35,7 +35,7 @@ def test_a_difference_beyond_chance_is_told_from_one_that_is_not() -> None:
         Measured("from_scratch", np.array([0] * 37 + [1] * 3)), served, targets
     )
     assert little.verdict == "no_difference"
-    assert little.words.startswith("could not be told apart: between -")
+    assert little.words.startswith("no significant difference: between -")
     assert (little.only_served, little.only_other) == (1, 0)
     much = comparisons.compare(
         Measured("from_scratch", np.array([0] * 25 + [1] * 15), seconds=3.0), served, targets

@@ -96,7 +96,7 @@ def test_what_few_images_cannot_tell_is_said_and_decided_as_asked(
     # On those that the version before learned from too: by its answers out of fold.
     assert "24 images" in check.detail
     assert check.images_needed > 24
-    assert f"some {check.images_needed} would settle it" in check.detail
+    assert f"about {check.images_needed} would be enough" in check.detail
 
 
 def test_new_classes_are_judged_apart(

@@ -127,7 +127,7 @@ def test_what_is_undecided_is_held_unless_asked_otherwise() -> None:
         assert (found.verdict, found.passed) == ("undecided", passes)
         assert found.value < -MARGIN == found.bound
         assert found.images_needed > N
-        assert f"cannot be told from 40 images: some {found.images_needed} would" in found.detail
+        assert f": about {found.images_needed} would be enough if both" in found.detail
         nothing = checked(asked, compared=paired(0, 0, 0))
         assert (nothing.verdict, nothing.passed, nothing.value) == ("undecided", passes, None)
 

@@ -105,7 +105,7 @@ def test_a_page_with_everything_shows_every_section(found: Data) -> None:
         "not calibrated", "an error of 9.1 points, where chance explains 4.2",
         "in 61 groups of images that belong together",
         "Decisions in training", "too few for it to gain anything",
-        "Gate", "at least 0.9500 was asked for", "cannot be told", "320",
+        "Gate", "at least 0.9500 was asked for", "undecided", "320",
         "Left-out files", "13 of 53 files that were found",
         "damaged, or cannot be read", "Thumbs.db", "Domain adaptation", "77 target images",
         "70 % of the source's class structure", "for images of the target alone",

@@ -167,14 +167,14 @@ def _against_chance(metrics: Metrics, findings: Findings) -> tuple[Level, str]:
     chance = next((c for c in findings.comparisons if c.name == "majority_class"), None)
     if chance is None:
         return "note", ""
-    commonest = f"always answering the commonest class ({_percent(chance.accuracy)})"
+    commonest = f"always answering the most common class ({_percent(chance.accuracy)})"
     if chance.verdict == "better":
         return "note", f" That is better than {commonest}."
     guessing = 1 / max(1, sum(c.support > 0 for c in metrics.classes))
     low, high = metrics.balanced_accuracy_low, metrics.balanced_accuracy_high
     if low > guessing:
         return "note", (
-            f" It is not shown that this is better than {commonest}; still the classes are told "
+            f" It is not shown that this is better than {commonest}; but the classes are told "
             f"apart: with every class counted the same it is {low * 100:.0f} to {high * 100:.0f} % "
             f"(95 % interval), and {guessing * 100:.0f} % by guessing."
         )
@@ -197,11 +197,11 @@ def _gate(manifest: Manifest) -> Iterator[Advice]:
             yield Advice("quality", "warning", f"The gate was not passed: {check.detail}.")
         elif check.verdict == "undecided":
             stands = " It was published anyway (when_uncertain)." if check.passed else ""
-            text = f"The gate cannot be decided: {check.detail}.{stands}"
+            text = f"The gate is undecided: {check.detail}.{stands}"
             yield Advice("quality", "warning", text)
     if manifest.gate_checks and all(c.verdict == "passed" for c in manifest.gate_checks):
         details = "; ".join(check.detail for check in manifest.gate_checks)
-        yield Advice("quality", "good", f"Its gate was passed: {details}.")
+        yield Advice("quality", "good", f"The gate was passed: {details}.")
 
 
 def _weak_classes(metrics: Metrics) -> Iterator[Advice]:
@@ -223,7 +223,7 @@ def _weak_classes(metrics: Metrics) -> Iterator[Advice]:
 
     weak = sorted(filter(is_weak, seen), key=lambda c: (c.recall or 0.0, -c.support))
     if missed := [_recall_of(c) for c in weak if not c.hits]:
-        yield Advice("quality", "warning", f"Never recognised: {listed(missed)}.")
+        yield Advice("quality", "warning", f"Never classified correctly: {listed(missed)}.")
     known = [c for c in weak if c.hits]
     if known:
         which = "The weakest of the other classes" if missed else "The weakest class"
@@ -242,8 +242,8 @@ def _weak_classes(metrics: Metrics) -> Iterator[Advice]:
 def _recall_of(one: ClassMetrics) -> str:
     low, high = (one.recall_low or 0.0) * 100, (one.recall_high or 0.0) * 100
     return (
-        f"{one.label} ({one.hits} of its {one.support} images are recognised; expect {low:.0f} to "
-        f"{high:.0f} %)"
+        f"{one.label} ({one.hits} of its {one.support} images are classified correctly; "
+        f"expect {low:.0f} to {high:.0f} %)"
     )
 
 
@@ -258,7 +258,7 @@ def _trust(
         yield Advice(
             "trust",
             "warning",
-            f"The accuracy is known within {width * 100:.0f} points only, by {metrics.groups:,} "
+            f"The accuracy is known only within {width * 100:.0f} points, by {metrics.groups:,} "
             f"{of}: four times as many would halve that.",
         )
     yield _probabilities(manifest, metrics, calibration)
@@ -335,15 +335,15 @@ def _unmeasured(measured: Sequence[Measured], metrics: Metrics | None) -> Iterat
                 "trust",
                 "note",
                 f"{one.copies} {NOUNS[one.measured_on]} {verb} left out of the figures: a near "
-                "copy of each was learned from.",
+                "copy of each was used for training.",
             )
     absent = [] if metrics is None else [c.label for c in metrics.classes if not c.support]
     if absent:
         yield Advice(
             "trust",
             "warning",
-            f"How well {_classes(len(absent))} recognised is not known, since none of their images "
-            f"could be measured on: {listed(absent)}.",
+            f"How well {_classes(len(absent))} recognised is not known, because none of their "
+            f"images could be measured on: {listed(absent)}.",
         )
 
 
@@ -378,7 +378,7 @@ def _adaptation(manifest: Manifest, findings: Findings) -> Iterator[Advice]:
                 f"{gap.distance:.2f} of 2).",
             )
     if adaptation.doubt and manifest.technique != "source_only":
-        yield Advice("trust", "note", "This version is for images of the target alone.")
+        yield Advice("trust", "note", "This version is only for images of the target.")
     if (other := adaptation.comparison) is not None:
         levels: dict[str, Level] = {"better": "good", "worse": "warning"}
         text = f"Against {_plain(other.title)}, on the target's labelled images: {other.words}."
@@ -406,7 +406,7 @@ def _next(findings: Findings, counts: Sequence[ClassCount]) -> Iterator[Advice]:
             "next",
             "warning",
             f"{count} {'pair' if count == 1 else 'pairs'} of images are nearly the same "
-            "but lie in different classes: decide which class is right.",
+            "but are in different classes: decide which class is right.",
         )
     few = sorted((c for c in counts if c.train < FEW_IMAGES), key=lambda c: c.train)
     if few:

@@ -139,17 +139,17 @@ def judge(
     if verdict == "too_few_images":
         if telling >= LEAST_TELLING:
             return verdict, (
-                f"on {images} chance alone explains an error of {chance.usual * 100:.1f} points: "
-                "that the probabilities are right could not be shown"
+                f"on {images} chance alone explains an error of {chance.usual * 100:.1f} points, "
+                "so it is not shown that the probabilities are correct"
             )
         return verdict, (
-            f"only {images} could be measured on: that the probabilities are right could not be "
-            "shown"
+            f"only {images} could be measured on, too few to show that the "
+            "probabilities are correct"
         )
     side = "higher" if confidence.mean() > right.mean() else "lower"
     return verdict, (
-        f"on {images} the probabilities are {error * 100:.1f} points from how often they were "
-        f"right, mostly {side}, where chance explains {chance.usual * 100:.1f}"
+        f"on {images} the probabilities differ from the accuracy by {error * 100:.1f} points, "
+        f"mostly {side}, where chance explains {chance.usual * 100:.1f}"
     )
 
 

@@ -24,7 +24,7 @@ _TITLES = {
     "full_fine_tune": "all layers fine-tuned",
     "from_scratch": "trained from scratch",
     "nearest_class_mean": "nearest class mean",
-    "majority_class": "always the commonest class",
+    "majority_class": "always the most common class",
 }
 
 
@@ -94,9 +94,9 @@ def compare(other: Measured, served: Ints, targets: Ints, groups: Ints | None = 
         f"between {intervals.points(difference_low)} and {intervals.points(difference_high)} points"
     )
     p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
-    words = f"could not be told apart: {between} ({p})"
+    words = f"no significant difference: {between} ({p})"
     if only_served + only_other == 0:
-        words = "the same images are answered right"
+        words = "both classify the same images correctly"
     elif verdict != "no_difference":
         words = f"the served model is {verdict} by {found} points, {between} ({p})"
     return Comparison(
