@@ -176,7 +176,8 @@ async def test_a_call_with_two_authorization_headers_is_refused(
 ) -> None:
     good = ("authorization", f"Bearer {keys.made['acme-all']}")
     bad = ("authorization", f"Bearer {keys.made['acme-all'][:-6]}xxxxxx")
-    for metadata in ([bad, good], [good, bad]):
+    empty = ("authorization", "")
+    for metadata in ([bad, good], [good, bad], [empty, good], [good, good]):
         call = guarded.models.ListModels(model_pb2.ListModelsRequest(), metadata=metadata)
         refused = await refusal(call)
         assert (refused.code, refused.reason) == (

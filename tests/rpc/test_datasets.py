@@ -208,6 +208,9 @@ async def test_the_same_images_again_give_the_dataset_a_new_name_and_summary(
     assert (second.display_name, second.summary.seen_count) == ("again", 10)
     listed = await service.datasets.ListDatasets(pb.ListDatasetsRequest())
     assert list(listed.datasets) == [second]
+    # A name is kept where the last upload brings none.
+    last = (await service.datasets.UploadDataset(upload(tar(good()), name=""))).dataset
+    assert (last.display_name, last.summary) == ("again", first.summary)
 
 
 async def test_a_dataset_is_fine_tuned_on_listed_and_deleted(service: Service) -> None:
@@ -226,6 +229,8 @@ async def test_a_dataset_is_fine_tuned_on_listed_and_deleted(service: Service) -
         service.datasets.GetDataset(pb.GetDatasetRequest(dataset_id=dataset.dataset_id))
     )
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "DATASET_NOT_FOUND")
+    again = (await service.datasets.UploadDataset(upload(tar(good())))).dataset
+    assert again.dataset_id == dataset.dataset_id
 
 
 async def test_a_dataset_that_a_job_needs_is_not_deleted(make_service: MakeService) -> None:

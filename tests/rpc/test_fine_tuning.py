@@ -174,6 +174,7 @@ async def test_a_job_that_cannot_succeed_says_why(make_service: MakeService) -> 
     found = of_status(job.error)
     assert (found.reason, found.message) == ("DATASET_UNUSABLE", why)
     assert found.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert job.attempts == 1
 
 
 async def test_a_trainer_that_crashes_is_started_again_and_then_given_up(

@@ -209,6 +209,8 @@ async def test_a_model_with_candidates_alone_says_how_to_publish_one(
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "ALIAS_NOT_FOUND")
     assert "candidates (1)" in found.message
     assert "promote one" in found.message
+    prod = pb.GetVersionRequest(model="colours", alias="prod")
+    assert "it has none" in (await refusal(service.models.GetVersion(prod))).message
 
 
 async def test_an_alias_is_rolled_back_one_further_each_time(make_service: MakeService) -> None:
@@ -224,6 +226,7 @@ async def test_an_alias_is_rolled_back_one_further_each_time(make_service: MakeS
     assert (found.code, found.reason) == (
         grpc.StatusCode.FAILED_PRECONDITION, "NO_EARLIER_VERSION",
     )  # fmt: skip
+    assert "points to version 1" in found.message
     prod = pb.RollbackAliasRequest(model="colours", alias="prod")
     found = await refusal(service.models.RollbackAlias(prod))
     assert found.reason == "ALIAS_NOT_FOUND"
@@ -233,6 +236,10 @@ async def test_an_alias_is_rolled_back_one_further_each_time(make_service: MakeS
         )
     answer = await service.models.RollbackAlias(prod)
     assert (answer.from_version, answer.to_version) == (3, 1)
+    # Publishing moves latest on, from where it was rolled back to.
+    await service.make_model()
+    answer = await service.models.RollbackAlias(back)
+    assert (answer.from_version, answer.to_version) == (4, 1)
 
 
 async def test_a_gate_and_baselines_reach_the_trainer_and_come_back(service: Service) -> None:

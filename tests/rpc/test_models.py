@@ -58,16 +58,26 @@ async def test_deleting_follows_the_rules(service: Service) -> None:
         service.models.SetAlias(pb.SetAliasRequest(model="colours", alias="latest", version=1))
     )
     assert reserved.reason == "ALIAS_RESERVED"
+    reserved = await refusal(
+        service.models.DeleteAlias(pb.DeleteAliasRequest(model="colours", alias="latest"))
+    )
+    assert reserved.reason == "ALIAS_RESERVED"
     await service.models.DeleteVersion(pb.DeleteVersionRequest(model="colours", version=2))
     assert await predicted_version(service) == 1
     await service.models.DeleteAlias(pb.DeleteAliasRequest(model="colours", alias="stable"))
+    request = pb.GetVersionRequest(model="colours", alias="stable")
+    unknown = await refusal(service.models.GetVersion(request))
+    assert unknown.reason == "ALIAS_NOT_FOUND"
+    assert "it has latest" in unknown.message
     last = await refusal(
         service.models.DeleteVersion(pb.DeleteVersionRequest(model="colours", version=1))
     )
-    assert last.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (last.code, last.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ALIAS_IN_USE")
+    assert "delete the model instead" in last.message
     await service.models.DeleteModel(pb.DeleteModelRequest(model="colours"))
     gone = await refusal(service.models.GetModel(pb.GetModelRequest(model="colours")))
     assert (gone.code, gone.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+    assert (await service.make_model()).version == 1
 
 
 async def test_a_deleted_models_counts_and_series_go_with_it(service: Service) -> None:

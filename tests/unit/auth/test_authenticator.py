@@ -187,19 +187,6 @@ def test_unknown_ids_wrong_secrets_and_nonsense_are_answered_alike(
     assert len(texts) == 1
 
 
-def test_more_than_one_authorization_header_is_refused(authenticator: TokenAuthenticator) -> None:
-    # Whatever stands before the server may have looked at another one.
-    for metadata in (
-        [*bearer("boss"), *bearer("boss", "x" * 43)],
-        [*bearer("boss", "x" * 43), *bearer("boss")],
-        [*header(""), *bearer("boss")],
-        [*bearer("boss"), *bearer("boss")],
-    ):
-        with pytest.raises(Unauthenticated, match="2 authorization headers: send one") as caught:
-            authenticator.admit(PREDICT, metadata)
-        assert caught.value.reason is Reason.TOKEN_UNKNOWN
-
-
 def test_a_secret_is_compared_for_unknown_ids_too(
     authenticator: TokenAuthenticator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ from tests.unit.jobs.fencing import MOST_CRASHES, work
 ROOT = Path(__file__).parents[3]
 GUARD_S = 300.0
 WORKERS = 4
-ROUNDS = 10
+ROUNDS = 7
 """Processes that are killed or stopped, at least; until one has left a job behind."""
 LOOKS = 20_000
 """While a process is stopped: it may hold the database, and then nobody takes its jobs."""

@@ -9,7 +9,7 @@ import pytest
 
 from service.contract import MANIFEST_FILE, Augmentation, Grouping, decode_manifest
 from service.domain import WHITE, Base, ImageDecoding, ModelKey, VersionSource
-from service.errors import GraftError, NotFound, Reason, WrongState
+from service.errors import GraftError, Reason, WrongState
 from service.jobs.lineage import Lineage
 from service.storage.database import Database
 from service.storage.datasets import DatasetStore
@@ -133,19 +133,6 @@ def test_what_an_augmentation_leaves_open_is_the_bases(
     )
     assert lineage.grow(own, "bears", None, None).augmentation == own.augmentation
     assert lineage.grow(request(), "bears", None, None).augmentation is None
-
-
-def test_a_base_that_is_not_there_is_told(lineage: Lineage, train: Train, folder: str) -> None:
-    with pytest.raises(NotFound) as caught:
-        lineage.grow(request(), "", None, None)
-    assert refused(caught) == (Reason.MODEL_NOT_FOUND, "base")
-    train(server_path=folder)
-    with pytest.raises(NotFound) as caught:
-        lineage.grow(request(), "", 2, None)
-    assert refused(caught) == (Reason.VERSION_NOT_FOUND, "base")
-    with pytest.raises(NotFound) as caught:
-        lineage.grow(request(), "", None, "prod")
-    assert refused(caught) == (Reason.ALIAS_NOT_FOUND, "base")
 
 
 def test_a_version_whose_images_are_not_known_cannot_be_grown(

@@ -144,15 +144,6 @@ def test_events_are_numbered_without_gaps_and_read_after_any_of_them(
         jobs.events("job-x", TENANT, 0)
 
 
-def test_a_queued_job_is_cancelled_at_once(jobs: JobStore, queue: Queue, claim: Claim) -> None:
-    job_id = queue().job_id
-    assert jobs.request_cancel(job_id, TENANT).state is JobState.CANCELLED
-    assert claim() is None
-    with pytest.raises(WrongState) as caught:
-        jobs.request_cancel(job_id, TENANT)
-    assert caught.value.reason is Reason.JOB_FINISHED
-
-
 def test_jobs_are_listed_newest_first_by_state_model_and_kind(
     jobs: JobStore, queue: Queue, claim: Claim
 ) -> None:

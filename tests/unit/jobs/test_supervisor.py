@@ -8,7 +8,6 @@ import pytest
 from service.contract import (
     DEFAULT_BACKBONE,
     Auto,
-    Failed,
     Heartbeat,
     ImageSource,
     JobSpec,
@@ -115,15 +114,6 @@ async def test_a_later_job_is_told_of_the_backbone_that_an_earlier_one_exported(
     assert [known.digest for known in second] == [digest(b"backbone")]
 
 
-async def test_a_job_queued_later_is_found_without_a_call(
-    make_house: MakeHouse, queue: Queue, folder: str
-) -> None:
-    house = make_house(good())
-    await house.supervisor.start()
-    job = await asyncio.to_thread(queue, server_path=folder)
-    assert (await house.ended(job.job_id)).state is JobState.SUCCEEDED
-
-
 async def test_the_jobs_folder_is_gone_after_it(
     make_house: MakeHouse, queue: Queue, folder: str
 ) -> None:
@@ -188,21 +178,6 @@ async def test_data_that_cannot_be_had_fails_the_job_without_a_trainer(
     record = await house.ended(job.job_id)
     assert (record.state, record.error_reason) == (JobState.FAILED, reason)
     assert house.launcher.trainers == []
-
-
-async def test_a_failure_that_the_trainer_tells_is_the_jobs_and_is_not_tried_again(
-    make_house: MakeHouse, queue: Queue, folder: str
-) -> None:
-    house = make_house(Script([Failed(Reason.DATASET_UNUSABLE, "one class only")], exit_code=3))
-    job = queue(server_path=folder)
-    await house.supervisor.start()
-    record = await house.ended(job.job_id)
-    assert (record.error_reason, record.error_message) == (
-        Reason.DATASET_UNUSABLE, "one class only",
-    )  # fmt: skip
-    assert record.attempts == 1
-    await house.supervisor.close(GUARD_S)
-    assert house.metric("graft_jobs_ended_total", state="FAILED") == 1
 
 
 async def test_a_crash_is_tried_again(make_house: MakeHouse, queue: Queue, folder: str) -> None:

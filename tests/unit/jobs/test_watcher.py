@@ -6,7 +6,7 @@ import pytest
 
 from service.contract import Note
 from service.domain import JobState
-from service.errors import NotFound, Reason, Unavailable
+from service.errors import Reason, Unavailable
 from service.jobs import watcher as watcher_module
 from service.jobs.claims import Claims
 from service.jobs.records import JobEvent, StateChanged
@@ -49,23 +49,6 @@ async def test_what_was_before_is_replayed_and_what_comes_follows_to_the_end(
     rest = [event async for event in events]
     assert [event.sequence for event in rest] == [4]
     assert rest[0].payload == StateChanged(JobState.FAILED, Reason.TRAINING_FAILED, "no")
-
-
-async def test_a_job_that_has_ended_is_replayed_from_anywhere(
-    watch: JobWatcher, jobs: JobStore, claims: Claims, running: JobRecord
-) -> None:
-    claims.fail(running, Reason.TRAINING_FAILED, "no")
-    for after in range(5):
-        assert await numbers(watch.follow(running.job_id, TENANT, after)) == [1, 2, 3][after:]
-
-
-async def test_a_job_that_is_not_there_is_told_and_so_is_another_tenants(
-    watch: JobWatcher, running: JobRecord
-) -> None:
-    with pytest.raises(NotFound):
-        await numbers(watch.follow("job-x", TENANT, 0))
-    with pytest.raises(NotFound):
-        await numbers(watch.follow(running.job_id, "acme", 0))
 
 
 async def test_an_event_right_after_a_look_is_not_missed(

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from service.errors import KINDS, InvalidInput, OverQuota, Reason
+from service.errors import KINDS, InvalidInput, Reason
 from service.rpc import status
 
 
@@ -37,13 +37,6 @@ def test_jobs_that_fail_for_the_services_own_reasons_say_so(reason: Reason, code
     assert status.of_job(reason, "why").code == code
 
 
-def test_a_quota_is_named_in_the_details() -> None:
-    sent = status.from_error(OverQuota("rankings", "too many"))
-    failure = error_details_pb2.QuotaFailure()
-    assert [detail.Unpack(failure) for detail in sent.details] == [False, True]
-    assert failure.violations[0].subject == "rankings"
-
-
 @pytest.mark.parametrize("letter", ["a", "\u00e4", "\U0001f600"])
 def test_a_long_text_is_shortened_to_what_clients_take(letter: str) -> None:
     sent = status.from_error(InvalidInput(Reason.INVALID_FIELD, letter * 50_000, field="model"))
@@ -51,10 +44,3 @@ def test_a_long_text_is_shortened_to_what_clients_take(letter: str) -> None:
     assert len(text) + len(b64encode(sent.SerializeToString())) < 8000
     assert sent.message.lstrip(letter) == "..."
     assert len(sent.message.encode()) > 1200
-
-
-def test_an_unexpected_error_leaves_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
-    sent = status.from_error(KeyError("secret"))
-    assert (sent.code, "secret" in sent.message) == (code_pb2.INTERNAL, False)
-    incident = sent.message.rpartition(" ")[2]
-    assert incident in caplog.records[0].getMessage()

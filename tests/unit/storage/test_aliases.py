@@ -86,20 +86,6 @@ def test_what_was_worse_already_keeps_its_own_reason(models: ModelStore, publish
     assert models.get_version(BIRDS, 2, None).gate_failures == ["3 lost, 0 won"]
 
 
-def test_a_model_with_candidates_alone_has_no_latest_and_says_what_to_do(
-    models: ModelStore, publish: Publish
-) -> None:
-    for n in (1, 2):
-        publish(BIRDS, f"job-{n}", gate_checks=[MISSED])
-    assert models.get_model(BIRDS).aliases == {}
-    with pytest.raises(NotFound, match=r"candidates \(1, 2\).*promote one") as caught:
-        models.get_version(BIRDS, None, None)
-    assert reason_of(caught) is Reason.ALIAS_NOT_FOUND
-    with pytest.raises(NotFound, match="it has none"):
-        models.get_version(BIRDS, None, "prod")
-    assert models.get_version(BIRDS, 2, None).version == 2
-
-
 def test_promoting_a_candidate_moves_latest_to_it_once(
     models: ModelStore, publish: Publish
 ) -> None:
@@ -151,24 +137,6 @@ def test_a_candidate_can_be_deleted_and_latest_stays(models: ModelStore, publish
     publish(BIRDS, "job-2", gate_checks=[MISSED])
     models.delete_version(BIRDS, 2)
     assert models.get_model(BIRDS).aliases == {"latest": 1}
-
-
-def test_rolling_back_goes_one_further_each_time_and_publishing_moves_on(
-    models: ModelStore, publish: Publish
-) -> None:
-    for n in (1, 2, 3):
-        publish(BIRDS, f"job-{n}")
-    assert models.get_version(BIRDS, None, None).version == 3
-    done = models.roll_back_alias(BIRDS, "latest")
-    assert (done.from_version, done.to_version, done.model.aliases) == (3, 2, {"latest": 2})
-    assert models.get_version(BIRDS, None, None).version == 2
-    done = models.roll_back_alias(BIRDS, "latest")
-    assert (done.from_version, done.to_version) == (2, 1)
-    with pytest.raises(WrongState, match="points to version 1") as caught:
-        models.roll_back_alias(BIRDS, "latest")
-    assert reason_of(caught) is Reason.NO_EARLIER_VERSION
-    assert publish(BIRDS, "job-4") == 4
-    assert models.roll_back_alias(BIRDS, "latest").to_version == 1
 
 
 def test_an_alias_rolls_back_along_its_own_moves(models: ModelStore, publish: Publish) -> None:

@@ -24,7 +24,7 @@ from service.storage.database import Database
 
 ROOT = Path(__file__).parents[3]
 GUARD_S = 300.0
-ROUNDS = 12
+ROUNDS = 8
 """Processes that are killed or stopped."""
 LOOKS = 20
 """While a process is stopped, or another starts."""

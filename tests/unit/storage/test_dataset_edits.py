@@ -3,7 +3,6 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.domain import LeftOut, LeftOutReason, VersionSource
-from service.errors import GraftError, InvalidInput, NotFound, OverQuota, Reason
+from service.errors import GraftError, InvalidInput, OverQuota, Reason
 from service.storage import dataset_rows, version_rows
 from service.storage.blobs import Blobs
 from service.storage.changes import Changes
@@ -141,29 +140,6 @@ def test_removed_and_relabelled_images_make_datasets_and_move_no_bytes(
     )
     assert back == less
     assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda edits, dataset_id: edits.remove(dataset_id, ["0" * 64], TENANT),
-        lambda edits, dataset_id: edits.relabel(dataset_id, {"0" * 64: "cat"}, TENANT),
-        lambda edits, _: edits.erase("0" * 64, TENANT),
-        lambda edits, dataset_id: edits.remove(dataset_id, [digest(b"PIC1")], OTHER),
-        lambda edits, dataset_id: edits.images(dataset_id, 0, "", OTHER),
-        lambda edits, _: edits.erase(digest(b"PIC1"), OTHER),
-    ],
-)
-def test_what_is_not_there_or_another_s_is_not_found(
-    datasets: DatasetStore,
-    edits: DatasetEdits,
-    change: Callable[[DatasetEdits, str], object],
-) -> None:
-    first = upload(datasets, IMAGES)
-    with pytest.raises(NotFound) as caught:
-        change(edits, first.dataset_id)
-    assert caught.value.reason in (Reason.IMAGE_NOT_FOUND, Reason.DATASET_NOT_FOUND)
-    assert len(stored(datasets, first.dataset_id)) == 3
 
 
 @pytest.mark.parametrize("count", [0, 10_001])

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from service.domain import ClassCount, LeftOut, LeftOutReason, PartName
+from service.domain import ClassCount, PartName
 from service.errors import (
     Damaged,
     Internal,
     InvalidInput,
-    NotFound,
     Reason,
     WrongState,
 )
@@ -112,71 +111,12 @@ def test_the_same_upload_from_two_threads_at_once_makes_one_dataset(
     assert leftovers(tmp_path) == []
 
 
-def test_images_that_come_again_get_the_name_and_the_summary_of_the_last_upload(
-    datasets: DatasetStore,
-) -> None:
-    first = upload(datasets, IMAGES, "pets")
-    copies: Images = [*IMAGES, IMAGES[0], ("dog", b"text", "")]
-    again = upload(datasets, copies, "more pets")
-    assert again == replace(
-        first, display_name="more pets", summary=again.summary, index_digest=again.index_digest
-    )
-    assert again.summary.left_out == [
-        LeftOut(LeftOutReason.COPY, "cat", 1),
-        LeftOut(LeftOutReason.UNREADABLE, "dog", 1),
-    ]
-    assert datasets.get(first.dataset_id, TENANT) == again
-    # A name is kept where the last upload brought none.
-    last = upload(datasets, IMAGES, "")
-    assert last == replace(first, display_name="more pets")
-
-
-def test_parts_that_are_named_are_kept(datasets: DatasetStore) -> None:
-    images: Images = [
-        ("cat", b"PIC1", "train"),
-        ("dog", b"PIC2", "train"),
-        ("dog", b"PIC3", "val"),
-        ("cat", b"PIC4", "test"),
-    ]
-    record = upload(datasets, images)
-    assert record.classes == [ClassCount("cat", 1, 0, 1), ClassCount("dog", 1, 1, 0)]
-    found = stored(datasets, record.dataset_id).values()
-    assert sorted(found) == sorted((part, label, content) for label, content, part in images)
-
-
-def test_parts_of_an_archive_are_those_of_images_that_name_them(datasets: DatasetStore) -> None:
-    archive = {"train/cat/1": b"PIC1", "train/dog/2": b"PIC2", "test/cat/3": b"PIC3"}
-    images: Images = [
-        ("cat", b"PIC1", "train"),
-        ("dog", b"PIC2", "train"),
-        ("cat", b"PIC3", "test"),
-    ]
-    assert send(datasets, zip_of(archive)).digest == upload(datasets, images).digest
-
-
-def test_files_that_are_no_images_are_left_out_and_listed(datasets: DatasetStore) -> None:
-    bad = {f"cat/bad{n}.txt": b"text" for n in range(4)} | {"notes.txt": b"text"}
-    record = send(datasets, zip_of({**FILES, **bad}))
-    assert (record.image_count, record.summary.seen, record.summary.left_out_count) == (3, 8, 5)
-    assert record.summary.left_out == [
-        LeftOut(LeftOutReason.STRAY, "", 1),
-        LeftOut(LeftOutReason.UNREADABLE, "cat", 4),
-    ]
-    told = [(row.path, row.detail) for row in record.summary.files]
-    assert ("cat/bad0.txt", "no image") in told
-    assert len(stored(datasets, record.dataset_id)) == 3
-
-
 def test_no_more_than_a_hundred_left_out_files_are_listed(make_datasets: MakeDatasets) -> None:
     datasets = make_datasets(Limits(10**6, 10**6, 1000))
     copies = {f"cat/copy{n:03}.png": b"PIC1" for n in range(150)}
     record = send(datasets, tar_of({**FILES, **copies}))
     assert (record.summary.left_out_count, len(record.summary.files)) == (150, 100)
     assert datasets.get(record.dataset_id, TENANT) == record
-
-
-def test_one_class_alone_is_a_dataset(datasets: DatasetStore) -> None:
-    assert upload(datasets, [("cat", b"PIC1", "")]).classes == [ClassCount("cat", 1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -215,18 +155,6 @@ def test_a_bad_class_name_is_refused(datasets: DatasetStore, label: str) -> None
     assert caught.value.field == "image.label"
 
 
-def test_a_bad_class_name_in_an_archive_is_refused(datasets: DatasetStore) -> None:
-    with pytest.raises(InvalidInput, match="control characters") as caught:
-        send(datasets, tar_of({**FILES, "a\nb/1": b"PIC"}))
-    assert caught.value.reason is Reason.DATASET_UNUSABLE
-
-
-def test_a_class_name_is_kept_in_one_form_without_blanks_around_it(datasets: DatasetStore) -> None:
-    record = upload(datasets, [(" cafe\u0301 ", b"PIC1", ""), ("x", b"PIC", "")])
-    assert [c.label for c in record.classes] == ["caf\u00e9", "x"]
-    assert send(datasets, tar_of({"cafe\u0301/1": b"PIC1", "x /1": b"PIC"})).digest == record.digest
-
-
 @pytest.mark.parametrize("label", ["train", "val", "test"])
 def test_a_class_may_be_called_like_a_part(datasets: DatasetStore, label: str) -> None:
     for part in ("", "train"):
@@ -234,19 +162,6 @@ def test_a_class_may_be_called_like_a_part(datasets: DatasetStore, label: str) -
         assert [c.label for c in record.classes] == sorted(["bus", label])
     record = send(datasets, tar_of({f"{label}/1.png": b"PIC1", "bus/2.png": b"PIC2"}))
     assert [c.label for c in record.classes] == sorted(["bus", label])
-
-
-def test_class_names_may_differ_in_case_alone_where_that_was_asked_for(
-    datasets: DatasetStore,
-) -> None:
-    sending = datasets.begin_upload("", "", tenant=TENANT, case_sensitive=True)
-    for label, content in (("cat", b"PIC1"), ("Cat", b"PIC2")):
-        sending.add_image(label, content, "", "")
-    record = sending.finish()
-    assert record.case_sensitive
-    assert [c.label for c in record.classes] == ["Cat", "cat"]
-    assert datasets.get(record.dataset_id, TENANT) == record
-    assert index_of(datasets, record.dataset_id).case_sensitive
 
 
 @pytest.mark.parametrize("parts", [("", "train"), ("train", ""), ("val", ""), ("", "test")])
@@ -339,19 +254,6 @@ def test_what_an_earlier_process_left_of_uploads_is_deleted(
     DatasetKeeper(database, blobs, QUOTAS, tmp_path / "data" / "uploads")
     assert leftovers(tmp_path) == []
     assert len(stored(datasets, record.dataset_id)) == 3
-
-
-def test_a_deleted_dataset_is_gone_and_can_come_again(
-    datasets: DatasetStore, tmp_path: Path
-) -> None:
-    record = upload(datasets, IMAGES)
-    datasets.delete(record.dataset_id, TENANT)
-    for missing in (datasets.get, datasets.delete):
-        with pytest.raises(NotFound) as caught:
-            missing(record.dataset_id, TENANT)
-        assert caught.value.reason is Reason.DATASET_NOT_FOUND
-    assert upload(datasets, IMAGES).dataset_id == record.dataset_id
-    assert leftovers(tmp_path) == []
 
 
 def test_a_dataset_stays_while_a_job_holds_it(datasets: DatasetStore, database: Database) -> None:

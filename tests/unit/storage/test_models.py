@@ -1,4 +1,3 @@
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,6 @@ from service.errors import (
     InvalidInput,
     NotFound,
     Reason,
-    WrongState,
 )
 from service.storage import version_rows
 from service.storage.blobs import BlobFolder, BlobGone
@@ -63,71 +61,12 @@ def test_a_number_is_never_given_twice(models: ModelStore, publish: Publish) -> 
     assert publish(BIRDS, "job-3") == 3
 
 
-def test_a_deleted_model_takes_its_numbers_along(models: ModelStore, publish: Publish) -> None:
-    publish(BIRDS, "job-1")
-    publish(BIRDS, "job-2")
-    models.delete_model(BIRDS)
-    with pytest.raises(NotFound):
-        models.get_model(BIRDS)
-    assert publish(BIRDS, "job-3") == 1
-
-
-def test_latest_falls_back_to_the_newest_that_is_left(models: ModelStore, publish: Publish) -> None:
-    for n in (1, 2, 3):
-        publish(BIRDS, f"job-{n}")
-    models.delete_version(BIRDS, 2)
-    assert models.get_model(BIRDS).aliases == {"latest": 3}
-    models.delete_version(BIRDS, 3)
-    assert models.get_model(BIRDS).aliases == {"latest": 1}
-
-
-def test_the_last_version_goes_only_with_its_model(models: ModelStore, publish: Publish) -> None:
-    publish(BIRDS, "job-1")
-    with pytest.raises(WrongState, match="delete the model instead") as caught:
-        models.delete_version(BIRDS, 1)
-    assert reason_of(caught) is Reason.ALIAS_IN_USE
-
-
-def test_a_version_that_an_alias_points_to_stays(models: ModelStore, publish: Publish) -> None:
-    publish(BIRDS, "job-1")
-    publish(BIRDS, "job-2")
-    models.set_alias(BIRDS, "prod", 1)
-    with pytest.raises(WrongState, match="prod") as caught:
-        models.delete_version(BIRDS, 1)
-    assert reason_of(caught) is Reason.ALIAS_IN_USE
-    models.delete_alias(BIRDS, "prod")
-    models.delete_version(BIRDS, 1)
-
-
-def test_an_alias_moves_and_resolves(models: ModelStore, publish: Publish) -> None:
-    publish(BIRDS, "job-1")
-    publish(BIRDS, "job-2")
-    assert models.set_alias(BIRDS, "prod", 1).aliases == {"latest": 2, "prod": 1}
-    assert models.resolve(BIRDS, None, "prod").version == 1
-    models.set_alias(BIRDS, "prod", 2)
-    assert models.resolve(BIRDS, None, "prod").version == 2
-    assert models.get_version(BIRDS, 2, None).aliases == ("latest", "prod")
-    assert models.delete_alias(BIRDS, "prod").aliases == {"latest": 2}
-    with pytest.raises(NotFound, match="it has latest") as caught:
-        models.resolve(BIRDS, None, "prod")
-    assert reason_of(caught) is Reason.ALIAS_NOT_FOUND
-
-
 @pytest.mark.parametrize("alias", ["", "Prod", "7", "-x", "a" * 64])
 def test_a_bad_alias_is_refused(models: ModelStore, publish: Publish, alias: str) -> None:
     publish(BIRDS, "job-1")
     with pytest.raises(InvalidInput) as caught:
         models.set_alias(BIRDS, alias, 1)
     assert caught.value.field == "alias"
-
-
-def test_latest_is_moved_by_publishing_alone(models: ModelStore, publish: Publish) -> None:
-    publish(BIRDS, "job-1")
-    for change in (lambda: models.set_alias(BIRDS, "latest", 1),
-                   lambda: models.delete_alias(BIRDS, "latest")):  # fmt: skip
-        with pytest.raises(WrongState) as caught:
-            change()
-        assert reason_of(caught) is Reason.ALIAS_RESERVED
 
 
 def test_what_is_not_there_is_told_with_what_is(models: ModelStore, publish: Publish) -> None:
@@ -201,21 +140,6 @@ def test_models_are_listed_by_the_beginning_of_their_name_and_by_labels_of_one_v
     assert names("m_", team="blue") == ["m_1"]
     models.delete_version(key("m_1"), 1)
     assert names("m_", team="blue") == []
-
-
-def test_a_report_is_the_one_that_training_wrote_with_the_version_in_it(
-    models: ModelStore, publish: Publish
-) -> None:
-    for n in (1, 2):
-        publish(BIRDS, f"job-{n}")
-    record = models.get_version(BIRDS, 2, None)
-    assert models.report(record, html=True) == b"<p>job-2</p>"
-    assert json.loads(models.report(record, html=False)) == {
-        "job": "job-2",
-        "version": 2,
-        "is_candidate": False,
-        "gate_failures": [],
-    }
 
 
 def test_counts_say_what_there_is(models: ModelStore, publish: Publish) -> None:

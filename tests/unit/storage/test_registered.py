@@ -20,7 +20,6 @@ from service.errors import (
 )
 from service.ingest.backbone_process import Asked, Checked
 from service.ops import failpoints
-from service.storage import holds
 from service.storage.blobs import BlobFolder, Blobs
 from service.storage.collector import Collector
 from service.storage.database import Database
@@ -28,7 +27,7 @@ from service.storage.models import ModelStore
 from service.storage.registered import BackboneStore, Description, RegisteredBackbone
 from service.storage.version_rows import NewVersion
 from tests.keys import key
-from tests.unit.storage.conftest import QUOTAS, TENANT, digest, object_of, write_result
+from tests.unit.storage.conftest import QUOTAS, TENANT, digest, write_result
 
 ACME = "acme"
 HALF = (0.5, 0.5, 0.5)
@@ -176,13 +175,6 @@ def test_a_file_goes_with_the_last_who_needs_it(backbones: BackboneStore, files:
         backbones.delete("onnx/tiny", ACME)
 
 
-def test_what_cannot_serve_leaves_nothing(backbones: BackboneStore, files: Files) -> None:
-    with pytest.raises(InvalidInput, match="no network"):
-        register(backbones, b"PNG")
-    assert files() == []
-    assert backbones.page("", 10, TENANT) == []
-
-
 def test_a_step_that_fails_leaves_nothing(backbones: BackboneStore, files: Files) -> None:
     for point in ("backbone.stored", "database.committing"):
         failpoints.arm(f"full@{point}")
@@ -194,27 +186,6 @@ def test_a_step_that_fails_leaves_nothing(backbones: BackboneStore, files: Files
         assert files() == []
     assert backbones.page("", 10, TENANT) == []
     assert register(backbones).digest == SERVES
-
-
-def test_a_file_that_is_missing_comes_back_with_the_same_registration(
-    backbones: BackboneStore, store: BlobFolder, files: Files
-) -> None:
-    made = register(backbones)
-    object_of(store, SERVES).unlink()
-    assert register(backbones) == made
-    assert files() == [SERVES]
-
-
-def test_a_backbone_that_a_job_holds_stays(backbones: BackboneStore, database: Database) -> None:
-    register(backbones)
-    with database.transaction() as connection:
-        holds.hold(connection, TENANT, "backbone", ["onnx/tiny"], "job-1")
-    with pytest.raises(WrongState, match=r"may choose it \(job-1\)") as caught:
-        backbones.delete("onnx/tiny", TENANT)
-    assert caught.value.reason is Reason.BACKBONE_IN_USE
-    with database.transaction() as connection:
-        holds.release(connection, "job-1")
-    backbones.delete("onnx/tiny", TENANT)
 
 
 def test_of_two_at_once_under_a_name_the_first_stays(

@@ -23,7 +23,7 @@ from service.storage.models import ModelStore
 from tests.keys import BIRDS, key
 from tests.unit.ingest.packing import tar_of
 from tests.unit.storage.conftest import GUARD_S, Publish, digest, manifest
-from tests.unit.storage.test_datasets import IMAGES, Images, leftovers, stored
+from tests.unit.storage.test_datasets import IMAGES, Images, leftovers
 
 ACME, BETA = "acme", "beta"
 ACMES, BETAS = key("birds", ACME), key("birds", BETA)
@@ -53,21 +53,6 @@ def test_whatever_is_taken_for_a_name_its_key_is_ones_own(tenant: str, name: str
 def test_people_see_the_tenant_of_a_key_unless_it_is_the_default() -> None:
     assert str(key("ants")) == "ants"
     assert f"{key('ants', ACME)}" == "acme/ants"
-
-
-def test_two_tenants_have_a_model_of_one_name_each(models: ModelStore, publish: Publish) -> None:
-    for number, model in enumerate((BIRDS, ACMES, ACMES, BETAS)):
-        publish(model, f"job-{number}")
-    assert [m.key for m in models.list_models(0, "", DEFAULT_TENANT)[0]] == [BIRDS]
-    assert [(m.key, m.version_count) for m in models.list_models(0, "", ACME)[0]] == [(ACMES, 2)]
-    assert models.resolve(ACMES, None, None).version == 2
-    assert models.resolve(BIRDS, None, None).version == 1
-    models.set_alias(ACMES, "prod", 1)
-    assert models.get_model(BIRDS).aliases == {"latest": 1}
-    models.delete_model(ACMES, force=True)
-    assert models.list_models(0, "", ACME) == ([], "")
-    for model in (BIRDS, BETAS):
-        assert models.manifest(models.get_version(model, None, None)).model == "birds"
 
 
 def test_what_is_close_is_looked_for_among_ones_own(models: ModelStore, publish: Publish) -> None:
@@ -101,33 +86,6 @@ def test_messages_show_what_the_tenant_calls_its_model(
         with pytest.raises(GraftError, match="birds") as caught:
             call()  # type: ignore[no-untyped-call]
         assert ACME not in caught.value.message
-
-
-def test_equal_images_of_two_tenants_are_two_datasets(datasets: DatasetStore) -> None:
-    ids = {tenant: upload(datasets, tenant) for tenant in (ACME, BETA, DEFAULT_TENANT)}
-    assert len(set(ids.values())) == 3
-    records = [datasets.get(dataset_id, tenant) for tenant, dataset_id in ids.items()]
-    assert len({record.digest for record in records}) == 1
-    assert upload(datasets, ACME) == ids[ACME]
-    for tenant, dataset_id in ids.items():
-        assert [record.dataset_id for record in datasets.list(0, "", tenant)[0]] == [dataset_id]
-    datasets.delete(ids[ACME], ACME)
-    assert datasets.list(0, "", ACME) == ([], "")
-    for tenant in (BETA, DEFAULT_TENANT):
-        assert len(stored(datasets, ids[tenant], tenant)) == 3
-
-
-def test_another_tenants_dataset_is_as_one_that_is_not_there(datasets: DatasetStore) -> None:
-    dataset_id = upload(datasets, ACME)
-    for tenant in (BETA, DEFAULT_TENANT):
-        for call in (datasets.get, datasets.delete):
-            seen = []
-            for asked in (dataset_id, "ds-" + "0" * 20):
-                with pytest.raises(NotFound) as caught:
-                    call(asked, tenant)
-                seen.append((caught.value.reason, caught.value.message.replace(asked, "ID")))
-            assert seen[0] == seen[1]
-    assert datasets.get(dataset_id, ACME).tenant == ACME
 
 
 def test_a_tenant_stores_its_datasets_and_its_versions(
