@@ -106,5 +106,5 @@ RUNS ?= 100000
 fuzz: $(VENV)/.installed-fuzz  ## Feed what strangers send RUNS=100000 inputs each (TARGETS="images ...")
 	$(PY) -m tests.fuzz --runs $(RUNS) $(TARGETS)
 
-clean:  ## Remove the virtual environment, caches and the demo's folder
+clean:  ## Remove .venv, caches and demo/ with the models in demo/data
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -214,8 +214,8 @@ class Config:
     )
     warm_trainers: int = _setting(
         1,
-        "Trainers that wait with their libraries imported, about 130 MiB each, so that jobs "
-        "start at once; with 0 the first job exports the default backbone",
+        "Trainers that wait with their libraries imported, about 130 MiB each (80 to 90 of it its "
+        "own), so that jobs start at once; with 0 the first job exports the default backbone",
         low=0,
         high=64,
     )

@@ -201,7 +201,7 @@ class Source:
     packs: Mapping[str, Path] = field(default_factory=dict)
     """The packs' files by their sha256."""
     name: str = ""
-    """Prefix of the names of its images; empty for none."""
+    """Prefix of the names of its images beside those of other datasets; empty for none."""
 
     @classmethod
     def of(cls, named: ImageSource, files: Mapping[str, str]) -> "Source":
@@ -230,9 +230,14 @@ class Source:
             self.folder, threads, is_labelled=is_labelled, case_sensitive=case_sensitive
         )
 
-    def images(self, index: Index, named: NamedGroups = _UNNAMED, age: int = 0) -> Images:
-        """Returns its images that are not erased, with the groups that their names tell."""
-        prefix = f"{self.name}/" if self.name else ""
+    def images(
+        self, index: Index, named: NamedGroups = _UNNAMED, age: int = 0, *, is_alone: bool = True
+    ) -> Images:
+        """Returns its images that are not erased, with the groups that their names tell.
+
+        Names are as they came where the dataset `is_alone`, so that people find the files again.
+        """
+        prefix = f"{self.name}/" if self.name and not is_alone else ""
         folder = self.folder
         if folder is not None and self.index_file is None:
             folder = folder.resolve()
@@ -291,7 +296,7 @@ def load(
         )
     named = _named(grouping)
     datasets = [
-        each.images(index, named, age)
+        each.images(index, named, age, is_alone=not bases)
         for age, (each, index) in enumerate(zip(sources, read, strict=True))
     ]
     division.check_labels(

@@ -10,7 +10,8 @@ What is done differently from what the document shows:
 - `graft-server run ...` runs beside the shell, on free ports, and ends the one that ran before
   it; the shell's GRAFT_SERVER and programs' `localhost:50051` are its address.
 - `make demo` does not install anything.
-- Servers compute in fp32 on the CPU, so that none measures what is fastest and quantises.
+- Servers compute on the CPU, in the machine's default precision, or that of GRAFT_PRECISION:
+  what a document says must hold in each.
 """
 
 import contextlib
@@ -29,7 +30,8 @@ from tests.e2e.conftest import GUARD_S, ROOT, ServiceProcess
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SERVER = "graft-server run"
 DEMO = "make demo"
-INSTALLED = "GRAFT_PROVIDER=cpu GRAFT_PRECISION=fp32 make -o .venv/.installed demo"
+PRECISION = os.environ.get("GRAFT_PRECISION", "auto")
+INSTALLED = f"GRAFT_PROVIDER=cpu GRAFT_PRECISION={PRECISION} make -o .venv/.installed demo"
 
 VARIES = {
     r"\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?": r"\d{4}-\d\d-\d\d(?: \d\d:\d\d(?::\d\d)?)?",
@@ -163,6 +165,7 @@ class Shell:
     def _serve(self, command: str) -> None:
         self.end_server()
         flags = shlex.split(command.removeprefix(SERVER).replace("\\\n", " "))
+        flags = [f"--precision={PRECISION}", *flags]
         server = ServiceProcess(self.folder / "data", *flags, cwd=self.folder)
         self.servers.append(server)
         port = server.address.rpartition(":")[2]

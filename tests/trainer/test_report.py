@@ -138,7 +138,7 @@ def test_a_job_that_could_measure_nothing_says_so(found: Data) -> None:
     assert (made.basis, made.metrics, made.calibration) == (None, None, None)
     text = _read(page.to_html(made, found, []))
     assert "The accuracy is not known: no image could be held out" in text
-    assert "Accuracy not known" in re.sub(r"(?<=Accuracy)(?=not)", " ", text)
+    assert "Accuracy not known" in text
     for part in ("Confusion", "Classes", "Mistakes", "mistakes", "Calibration", "Labels", "%."):
         assert part not in text, part
 
@@ -151,7 +151,7 @@ def test_figures_of_the_source_are_listed_and_never_the_headline(found: Data) ->
     assert made.mistakes == []
     text = _read(page.to_html(made, found, [source]))
     assert "20 images of the source in 5 rounds" in text
-    assert "it says little of the target 90.0 %" in re.sub(r"(?<=target)(?=9)", " ", text)
+    assert "it says little of the target 90.0 %" in text
 
 
 def test_training_images_that_could_not_be_held_out_are_counted(found: Data) -> None:
