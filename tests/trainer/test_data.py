@@ -236,7 +236,7 @@ def test_the_targets_classes_are_the_sources_and_in_its_order(make_folder: MakeF
     assert target.targets is not None
     named = [at.path.parent.name for at in target.locations]
     assert target.targets.tolist() == [{"red": 0, "blue": 2}[name] for name in named]
-    with pytest.raises(InvalidInput, match=r"no class of the source: red; .* are blue, green"):
+    with pytest.raises(InvalidInput, match=r"not a class of the source: red; .* are blue, green"):
         data.load_unlabelled(folder, classes=("blue", "green"))
 
 
