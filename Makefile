@@ -12,10 +12,15 @@ help:  ## List the verbs
 
 # The stamps depend on what was asked for, so that a second run installs nothing.
 $(VENV)/.installed: pyproject.toml clients/python/pyproject.toml proto/python/pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e "clients/python[cli]" -e ".[demo,openvino]"
-	$(PY) -m trainer prepare
-	touch $@
+	@test -x $(PY) || { \
+	  python=$$(command -v $(PYTHON) || command -v python3) && \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }; \
+	  $$python -m venv $(VENV); }
+	@test -e $@ && echo "Updating $(VENV)" || echo "Installing into $(VENV): about 6.5 GB, some minutes"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e "clients/python[cli]" -e ".[demo,openvino]"
+	@$(PY) -m trainer prepare
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -e proto/python -e "clients/python[cli]" -e ".[dev,openvino]"

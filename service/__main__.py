@@ -13,6 +13,7 @@ from service.commands.command import (
     Failed,
     formatter,
     reason,
+    refuse,
 )
 from service.config import BadConfig
 
@@ -20,7 +21,9 @@ from service.config import BadConfig
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the subcommand that is named; returns the exit code."""
     parser = command_line()
-    given = parser.parse_args(arguments)
+    given, strange = parser.parse_known_args(arguments)
+    if strange:
+        refuse(getattr(given, "parser", parser), strange)
     if given.command is None:
         parser.print_help(sys.stderr)
         return EXIT_USAGE

@@ -43,7 +43,9 @@ def report(config: Config) -> tuple[list[str], bool]:
         free = shutil.disk_usage(config.data_dir).free / 2**30
         lines.append(f"data        {config.data_dir}, {free:.1f} GiB free")
     except OSError as error:
-        lines.append(f"data        {config.data_dir}: {error.strerror}; a server makes it")
+        is_new = isinstance(error, FileNotFoundError)
+        why = "not there yet: a server makes it at its start" if is_new else error.strerror
+        lines.append(f"data        {config.data_dir}: {why}")
     return [*lines, *_measured(config)], True
 
 

@@ -108,6 +108,11 @@ def _of_file(
         raise BadConfig(f"{given} is not TOML: {error}") from None
     for name, value in table.items():
         if name not in _SETTINGS:
+            if isinstance(value, dict):
+                raise BadConfig(
+                    f"{given} holds the table [{name}]: settings stand at top level, without a "
+                    "table"
+                )
             raise BadConfig(f"{given} holds {name}, {_no_setting(name, str)}")
         yield f"{given}: {name}", name, value
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import grpc
 
+from service.auth import access_file, tls
 from service.auth.audit import Audit
 from service.auth.authenticator import AllowAll, Authenticator, TokenAuthenticator
 from service.auth.reload import BadFile
@@ -22,6 +23,17 @@ POLL_EVERY_S: Final = 1.0
 """How often files are looked at and tokens' expiry is checked."""
 
 log = logging.getLogger(__name__)
+
+
+def check(config: Config) -> None:
+    """Raises BadConfig for an access file or a certificate that cannot be used."""
+    try:
+        if config.access_file is not None:
+            access_file.read(config.access_file, config.allowed_dirs)
+        if files := _files(config):
+            tls.read(files)
+    except BadFile as error:
+        raise BadConfig(str(error)) from error
 
 
 class AccessControl:
@@ -106,7 +118,11 @@ def _tokens(config: Config, metrics: Metrics) -> TokenAuthenticator | None:
 
 
 def _certificate(config: Config, metrics: Metrics) -> Certificate | None:
+    files = _files(config)
+    return Certificate(files, metrics) if files else None
+
+
+def _files(config: Config) -> Files | None:
     if config.tls_cert_file is None or config.tls_key_file is None:
         return None
-    files = Files(config.tls_cert_file, config.tls_key_file, config.tls_client_ca_file)
-    return Certificate(files, metrics)
+    return Files(config.tls_cert_file, config.tls_key_file, config.tls_client_ca_file)

@@ -209,8 +209,8 @@ class TokenAuthenticator:
         if not any(given):
             raise Unauthenticated(
                 Reason.TOKEN_MISSING,
-                "this server wants to know who calls: send the metadata authorization: Bearer "
-                "TOKEN (the graft command takes it from GRAFT_TOKEN)",
+                "this server wants to know who calls: give a token in GRAFT_TOKEN to the graft "
+                "command, as token= in Python, or else as the metadata authorization: Bearer TOKEN",
             )
         if len(given) > 1:
             # Something in between may have looked at another one than we would.

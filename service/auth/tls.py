@@ -62,7 +62,7 @@ class Certificate:
     ) -> None:
         """Reads the files; raises BadFile."""
         self._wants_client_certificate = files.client_ca is not None
-        self._files = Reloaded("certificate", files.all, lambda: _read(files), metrics)
+        self._files = Reloaded("certificate", files.all, lambda: read(files), metrics)
         self._clock = clock
         self._lock = threading.Lock()
         self._given, self._given_at = self._files.value, clock()
@@ -94,7 +94,8 @@ class Certificate:
             return current.configuration()
 
 
-def _read(files: Files) -> _Pem:
+def read(files: Files) -> _Pem:
+    """Reads and checks the files; raises BadFile."""
     cert = _content(files.cert, "--tls-cert-file")
     key = _content(files.key, "--tls-key-file")
     _check_certificates(cert, files.cert, "--tls-cert-file")

@@ -1,8 +1,9 @@
 """What all subcommands share: exit codes, and how each is added to the one command."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any, Final
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -46,8 +47,16 @@ def add(
         formatter_class=formatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(execute=execute)
+    parser.set_defaults(execute=execute, parser=parser)
     return parser
+
+
+def refuse(parser: argparse.ArgumentParser, strange: Sequence[str]) -> NoReturn:
+    """Ends the process for arguments that the parser does not take, and says what may be meant."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(strange[0].partition("=")[0], known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    parser.error(f"unrecognized arguments: {' '.join(strange)}{hint}")
 
 
 def formatter(prog: str) -> argparse.HelpFormatter:

@@ -44,6 +44,10 @@ def execute(given: argparse.Namespace) -> int:
     """Serves until it is told to end; returns the exit code, raises BadConfig."""
     config = settings.load(vars(given), os.environ)
     _arm(config.failpoints)
+    # Slow to import, and not wanted for --help.
+    from service.auth import access_control
+
+    access_control.check(config)
     # The stored data is customers': no other user of the machine may read it.
     os.umask(0o077)
     set_up_logging(config.log_format, config.log_level)
@@ -65,7 +69,7 @@ def execute(given: argparse.Namespace) -> int:
         raise
     except (GraftError, OSError, RuntimeError) as error:
         log.critical("cannot serve: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
-        end.fail("cannot serve")
+        end.fail(f"cannot serve: {error}")
     log.info("stopped", extra={"why": end.why, "drain_s": round(time.monotonic() - end.began_s, 3)})
     return command.EXIT_FAILED if end.is_failure else command.EXIT_OK
 

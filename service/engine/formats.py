@@ -94,6 +94,8 @@ _NETPBM: Final = re.compile(rb"P[1-7]\s")
 _HTML: Final = re.compile(r"<(!doctype html|html|head|body|meta|title)\b")
 _SVG: Final = re.compile(r"<(\w+:)?svg[\s>]")
 _READ_IT: Final = "where it is a server's answer that says why a download failed, read it"
+FOR_CALLERS: Final = ": send the bytes of the image file, neither its name nor base64"
+"""How the message about a text ends: advice to who sends images, not to who keeps files of them."""
 _TEXTS: Final[tuple[tuple[Callable[[str], object], str, str], ...]] = (
     (_HTML.match, "a web page (HTML)", "a download failed: fetch the image itself"),
     (lambda text: text.startswith("<") and _SVG.search(text), "an SVG drawing",
@@ -102,7 +104,7 @@ _TEXTS: Final[tuple[tuple[Callable[[str], object], str, str], ...]] = (
         "a web page (HTML)", "a download failed: fetch the image itself"),
     (lambda text: text.startswith("<?xml"), "an XML document", _READ_IT),
     (lambda text: text.startswith(("{", "[")), "JSON", _READ_IT),
-    (lambda _: True, "text", "send the bytes of the image file, neither its name nor base64"),
+    (lambda _: True, "text", FOR_CALLERS.removeprefix(": ")),
 )  # fmt: skip
 """Tests of a text's beginning in lower case, and what it is then, in this order."""
 

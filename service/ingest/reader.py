@@ -18,7 +18,7 @@ import msgspec
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.engine import preprocess
-from service.engine.formats import WrongFormat
+from service.engine.formats import FOR_CALLERS, WrongFormat
 from service.engine.preprocess import ImageFacts
 from service.errors import GraftError, InvalidInput, Reason
 from service.ingest import archives, labels, layout
@@ -45,6 +45,7 @@ _NOT_AS_IT_WAS = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.
 """Of the path of an archive; any other error is the system's."""
 _NO_FAULT_OF_THE_FILE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC}
 _LISTED = 10
+_EXAMPLES = 2
 _NAMED = 3
 """Classes that are named where one image is in several: it is said of each of its files."""
 _PRIORITY: dict[PartName, int] = {"test": 0, "val": 1, "train": 2, "": 3}
@@ -392,7 +393,9 @@ def _bad(file: ImageFile, error: GraftError | OSError) -> LeftOutFile:
         return LeftOutFile(file.name, file.label, LeftOutReason.UNREADABLE, detail)
     is_other = isinstance(error, WrongFormat)
     reason = LeftOutReason.WRONG_FORMAT if is_other else LeftOutReason.UNREADABLE
-    return LeftOutFile(file.name, file.label, reason, error.message)
+    # What callers may have sent in place of an image is none of a file's reasons.
+    detail = error.message.removesuffix(FOR_CALLERS)
+    return LeftOutFile(file.name, file.label, reason, detail)
 
 
 def _check_bad(bad: Sequence[LeftOutFile], good: int, *, is_labelled: bool) -> None:
@@ -428,14 +431,14 @@ def _check_left(
 def _all_left_out(what: str, rows: Sequence[LeftOutFile], remove: str) -> InvalidInput:
     return InvalidInput(
         Reason.DATASET_UNUSABLE,
-        f"{what} is left without images, since all its files are left out: {_listed(rows)}; fix "
-        f"them, or remove {remove}",
+        f"{what} is left without images, since all its files ({len(rows)}) are left out: "
+        f"{_listed(rows, _EXAMPLES)}; fix them, or remove {remove}",
     )
 
 
-def _listed(rows: Sequence[LeftOutFile]) -> str:
-    more = f" and {len(rows) - _LISTED} more" if len(rows) > _LISTED else ""
-    return ", ".join(f"{shown(row.path)} ({row.detail})" for row in rows[:_LISTED]) + more
+def _listed(rows: Sequence[LeftOutFile], most: int = _LISTED) -> str:
+    more = f" and {len(rows) - most} more" if len(rows) > most else ""
+    return ", ".join(f"{shown(row.path)} ({row.detail})" for row in rows[:most]) + more
 
 
 def _without_copies(

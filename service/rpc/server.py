@@ -5,6 +5,7 @@ NOT_SERVING and refuses new calls; `drain` lets running calls end within a time,
 """
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -124,7 +125,10 @@ class RpcServer:
                 else self._server.add_secure_port(address, credentials)
             )
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: {error}") from error
+            raise OSError(
+                f"the gRPC port cannot listen on {address}{_why_not(address)}: set --host and "
+                "--port to an address of this machine that is free"
+            ) from error
         await self._server.start()
         return port
 
@@ -164,3 +168,18 @@ def to_register(add: Callable[[Any, Any], None], servicer: object) -> Register:
         add(servicer, server)
 
     return register
+
+
+def _why_not(address: str) -> str:
+    """What the system says of listening there, in brackets; gRPC does not pass it on."""
+    host, _, port = address.rpartition(":")
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM
+        ):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+    except OSError as error:
+        return f" ({error.strerror})"
+    return ""

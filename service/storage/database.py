@@ -34,6 +34,9 @@ BUSY_TIMEOUT_S = 10.0
 """Longest wait while another process holds the database."""
 _WRITER_TIMEOUT_S = 30.0
 _IDLE_READERS = 8
+_UNWRITABLE = {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EEXIST,
+}  # fmt: skip
 _WHAT_TO_DO = (
     "put the data folder back from a backup, as the runbook says, and keep the damaged one aside"
 )
@@ -377,10 +380,10 @@ def _unwritable_reported(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in _UNWRITABLE:
             raise
         raise Unavailable(
             Reason.STORAGE_BUSY,
             f"the data folder {folder} cannot be written ({error.strerror}): give it to the user "
-            "that the server runs as, or mount it writable",
+            "that the server runs as, mount it writable, or name another with --data-dir",
         ) from error

@@ -267,9 +267,27 @@ def test_reports_and_exports_are_written(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("report", "pets", "--html", "-o", page, "--json")
     assert (code, lines(out)[0]["path"]) == (0, str(page))
     assert page.read_text().startswith("<!doctype html>")
+    code, _, err = run("report", "pets", "-o", tmp_path / "report.pdf")
+    assert code == 2
+    assert "report.pdf with .html or .json" in err
+    assert run("report", "pets", "-o", tmp_path / "report.txt", "--json")[0] == 0
     file = tmp_path / "pets.onnx"
     assert run("export", "pets", "-o", file)[0] == 0
     assert file.read_bytes() == b"fake onnx of pets 1\n" * 200
+
+
+def test_a_servers_data_folder_is_not_sent_as_images(run: Run, tmp_path: Path) -> None:
+    for name in ("data/graft.sqlite3", "data/blobs/x", "new/one.png", "digits/one/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for folder, hint in (
+        (tmp_path, f"; did you mean {tmp_path}/digits?"),
+        (tmp_path / "data", "a folder of images for each class\n"),
+    ):
+        code, _, err = run("finetune", folder, "--name", "pets")
+        assert code == 2
+        assert f"{tmp_path}/data is the data folder of a server" in err
+        assert hint in err
 
 
 def test_datasets_are_uploaded_listed_and_deleted(run: Run, folder: Path) -> None:

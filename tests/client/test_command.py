@@ -94,6 +94,7 @@ def test_errors_are_json_where_that_was_asked_for(
             ["jobs", "wach"],
             "graft: argument ACTION: there is no 'wach'; did you mean watch? (see graft jobs",
         ),
+        (["models", "show", "cats"], "there is no 'show'; did you mean get?"),
         (["jobs", "--state", "runing"], "did you mean running?"),
         (["jobs", "--sate", "running"], "there is no 'running': it must be one of list, get"),
         (

@@ -46,6 +46,9 @@ def test_groups_are_named_by_a_pattern_or_by_a_folder(
     for wrong, told in (
         (["--group-pattern", "{group}_*", "--group-by-folder", "1"], "not allowed with argument"),
         (["--class-recall", "ants"], "'ants' is not CLASS=R, such as ants=0.8"),
+        (["--class-recall", "ants=2"], "--class-recall: 2 is not from 0 to 1"),
+        (["--min-accuracy", "90"], "--min-accuracy: 90 is not from 0 to 1"),
+        (["--threshold", "ants=nan"], "--threshold: nan is not from 0 to 1"),
     ):
         assert main([*start, *wrong]) == 2
         assert told in capsys.readouterr().err
@@ -114,3 +117,13 @@ def test_a_version_that_fails_its_gate_is_plainly_called_a_candidate(
         out = capsys.readouterr().out
         assert ("candidate" in out, "succeeded" in out) == (True, False)
         assert main(["promote", "cats", "1", *where]) == 0
+
+
+def test_an_adapted_version_that_is_not_measured_comes_with_what_would_measure_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    adapted = pb.Version(model="cats", version=1, method=pb.TRANSFER_METHOD_DOMAIN_ADAPTATION)
+    with FakeGraft(script=[running(), published(None), succeeded()]) as server:
+        server.answer("GetVersion", pb.GetVersionResponse(version=adapted))
+        assert main(["finetune", "server:/x", "--name", "cats", "--server", server.target]) == 0
+    assert "and --evaluate-on-target\n" in capsys.readouterr().out

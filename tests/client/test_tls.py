@@ -80,3 +80,24 @@ def test_a_certificate_that_is_not_there_is_named(
     flags = ["--tls-cert", missing, "--tls-key", missing]
     assert cli.main(["models", "--json", *flags]) == 2
     assert f"{missing}: No such file" in capsys.readouterr().err
+
+
+def test_a_file_that_holds_something_else_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    key, certificate = tmp_path / "server.key", tmp_path / "server.pem"
+    key.write_text("-----BEGIN EC PRIVATE KEY-----\n")
+    certificate.write_text("-----BEGIN CERTIFICATE-----\n")
+    for flags, told in (
+        (["--tls-ca", key], f"{key} holds no certificate"),
+        (["--tls-cert", key, "--tls-key", key], f"{key} holds no certificate"),
+        (["--tls-cert", certificate, "--tls-key", certificate], f"{certificate} holds no private"),
+    ):
+        assert cli.main(["models", "--json", *map(str, flags)]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_token_is_given_without_the_word_before_it() -> None:
+    with pytest.raises(ValueError, match="begins with 'Bearer': leave that out") as told:
+        settings("Bearer graft_ci_secret")
+    assert "secret" not in repr(told.value)

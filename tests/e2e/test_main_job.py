@@ -153,6 +153,12 @@ def test_streams_abandoned_at_any_moment_leave_the_service_standing(
     [
         ([], {"GRAFT_MAX_BATCHES": "3"}, "did you mean GRAFT_MAX_BATCH?"),
         (["--allowed-dirs", "/no/such/folder"], {}, "/no/such/folder"),
+        (["--access-file", "/no/such/file"], {}, "/no/such/file"),
+        (
+            ["--tls-cert-file", "/no/such/file", "--tls-key-file", "/no/such/file"],
+            {},
+            "--tls-cert-file /no/such/file cannot be read",
+        ),
     ],
 )
 def test_a_bad_setting_is_named_and_ends_the_start(
@@ -168,6 +174,7 @@ def test_a_bad_setting_is_named_and_ends_the_start(
     )
     assert done.returncode == 2
     assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_cuda_provider_that_is_not_there_is_no_silent_step_down(tmp_path: Path) -> None:
@@ -190,7 +197,9 @@ def test_a_cuda_provider_that_is_not_there_is_no_silent_step_down(tmp_path: Path
     )
     assert done.returncode == 1
     assert "no NVIDIA GPU was found" in done.stderr
-    assert '"message": "stopped", "why": "cannot serve"' in done.stderr.splitlines()[-1]
+    last = done.stderr.splitlines()[-1]
+    assert '"message": "stopped", "why": "cannot serve: ' in last
+    assert "no NVIDIA GPU was found" in last
 
 
 def test_images_that_a_client_sends_in_every_form_get_one_answer(

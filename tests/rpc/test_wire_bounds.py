@@ -1,6 +1,7 @@
 """Limits on what one caller, one tenant or anybody may hold; callers who may not go on."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -323,3 +324,11 @@ async def test_a_method_that_writes_its_answers_itself_is_no_method() -> None:
     details: Any = type("Details", (), {"method": EXPORT})
     with pytest.raises(TypeError, match="must yield its answers"):
         await Interceptor(Metrics({"version": "1"})).intercept_service(found, details)
+
+
+async def test_a_port_that_is_taken_is_told_with_the_flag_that_names_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        server = RpcServer([], Metrics({"version": "1"}), 2**26, authenticator=Tenants())
+        with pytest.raises(OSError, match=r"\(Address already in use\): set --host and --port"):
+            await server.start(address)

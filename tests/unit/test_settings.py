@@ -70,7 +70,7 @@ def test_a_file_can_say_all_that_flags_can(tmp_path: Path) -> None:
     [
         ("prot = 1", "holds prot, which is not a setting; did you mean port?"),
         ("foo = 1", "holds foo, which is not a setting; `graft-server run --help`"),
-        ("[server]\nport = 1", "holds server, which is not a setting"),
+        ("[server]\nport = 1", "holds the table [server]: settings stand at top level"),
         ('port = "1"', ": port is '1'; it must be a whole number"),
         ("port = 1.0", ": port is 1.0; it must be a whole number"),
         ("port = true", ": port is true; it must be a whole number"),

@@ -56,3 +56,12 @@ def test_what_ends_a_command_is_one_line(
     monkeypatch.setattr(fsck, "problems", fail)
     assert main(["check", "data"]) == code
     assert capsys.readouterr() == ("", f"graft-server: {says}\n")
+
+
+def test_a_flag_that_is_none_is_told_with_what_may_be_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--prot", "50052"])
+    assert ended.value.code == 2
+    assert "--prot 50052; did you mean --port?" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """What `graft-server doctor` says."""
 
+import dataclasses
+
 import pytest
 
 from service import doctor
@@ -28,6 +30,9 @@ def test_it_says_what_computes_and_what_was_measured(config: Config) -> None:
     assert is_well
     assert cpus.describe().model in lines[0]
     assert lines[-1].startswith("measured    nothing yet")
+    new = dataclasses.replace(config, data_dir=config.data_dir / "new")
+    told = doctor.report(new)[0][-2]
+    assert told.endswith("/new: not there yet: a server makes it at its start")
     ProviderTable(config.provider_table, machine_key()).put("d" * 64, MEASURED)
     assert doctor.report(config)[0][-1] == (
         "measured    dddddddddddd fp32: openvino for runs on 1 core, cpu for runs on 2 cores "

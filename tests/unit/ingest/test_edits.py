@@ -203,7 +203,7 @@ def test_images_are_added_where_the_dataset_has_none_such(base: Path, tmp_path: 
             LeftOutReason.CONTRADICTION,
             "the dataset has the same image in the class 'bees': relabel that one to move it",
         ),
-        "ants/text": (LeftOutReason.WRONG_FORMAT, "a text"),
+        "ants/text": (LeftOutReason.WRONG_FORMAT, "it is not an image but text"),
     }
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.domain import ClassCount, LeftOut, LeftOutReason, PartName
-from service.engine.formats import WrongFormat
+from service.engine.formats import recognise
 from service.engine.preprocess import ImageFacts
 from service.errors import InvalidInput, Reason
 from service.ingest import index as indexes
@@ -33,7 +33,7 @@ LIMITS = Limits(10**6, 10**6, 1000)
 def inspect(data: bytes, name: str) -> ImageFacts:
     """Takes for an image what begins with PIC, and says of a text that it is one."""
     if data.startswith(b"text"):
-        raise WrongFormat(Reason.IMAGE_UNREADABLE, "a text")
+        recognise(data)
     return conftest.inspect(data, name)
 
 
@@ -126,6 +126,10 @@ def test_one_class_alone_is_fine_and_a_class_left_without_images_is_not(tmp_path
     message = refusal(tmp_path / "2", {**good("ants", 9), **bad("wasps", 2)})
     assert "the class 'wasps' is left without images" in message
     assert "'wasps/bad000.png' (no image), 'wasps/bad001.png' (no image)" in message
+    # Of many files, how many and two of them.
+    told = refusal(tmp_path / "many", {**good("ants", 99), **bad("wasps", 4)})
+    assert "all its files (4) are left out: 'wasps/bad000.png'" in told
+    assert "'wasps/bad001.png' (no image) and 2 more; fix them" in told
     # Whatever became of its files.
     message = refusal(tmp_path / "3", {**good("ants", 3), "bees/1.png": b"PIC ants 0"})
     assert "'bees/1.png' (the same image is in the classes 'ants', 'bees')" in message

@@ -138,6 +138,13 @@ def test_a_data_folder_takes_one_server_at_a_time(tmp_path: Path) -> None:
     Database(tmp_path).close()
 
 
+def test_a_folder_that_cannot_be_made_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/data", Path("/proc/data")):
+        with pytest.raises(Unavailable, match=r"cannot be written .* name another with --data-dir"):
+            Database(folder)
+
+
 def test_a_killed_server_leaves_no_lock_and_no_half_transaction(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; from service.storage.database import Database\n"

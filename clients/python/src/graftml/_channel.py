@@ -69,6 +69,8 @@ def settings(
             "beyond ASCII: give it as it was printed when it was made",
             "token",
         )
+    if token.lower().startswith("bearer "):
+        raise invalid("the token begins with 'Bearer': leave that out, it is added", "token")
     bearer = (("authorization", f"Bearer {token}"),) if token else ()
     return Settings(
         target,

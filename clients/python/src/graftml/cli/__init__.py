@@ -6,6 +6,7 @@ the client's own variables, GRAFT_SERVER and GRAFT_TOKEN.
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,10 +68,9 @@ def _code(error: Exception) -> Code:
 def _connect(arguments: Arguments, output: Output) -> Client:
     credentials = None
     if arguments.tls or arguments.tls_ca or arguments.tls_cert:
-        authority, key, certificate = (
-            Path(file).read_bytes() if file else None
-            for file in (arguments.tls_ca, arguments.tls_key, arguments.tls_cert)
-        )
+        authority = _pem(arguments.tls_ca, "certificate")
+        key = _pem(arguments.tls_key, "private key")
+        certificate = _pem(arguments.tls_cert, "certificate")
         credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     elif arguments.token and not is_loopback(arguments.server):
         output.warn(f"the token travels to {arguments.server} unencrypted: use --tls")
@@ -83,3 +83,13 @@ def _connect(arguments: Arguments, output: Output) -> Client:
         )
     except InvalidArgument as error:
         raise Usage(error.message) from error
+
+
+def _pem(file: str | None, kind: str) -> bytes | None:
+    """Reads a file, if any; raises Usage where none of this kind is in it: gRPC does not say so."""
+    if file is None:
+        return None
+    content = Path(file).read_bytes()
+    if not re.search(rf"-----BEGIN [A-Z0-9 ]*{kind.upper()}-----".encode(), content):
+        raise Usage(f"{file} holds no {kind} (PEM)")
+    return content

@@ -31,6 +31,10 @@ is not serving (health), 130 interrupted
 environment: GRAFT_SERVER is the default of --server, GRAFT_TOKEN the bearer token"""
 
 
+_SYNONYMS = {"show": "get", "describe": "get", "info": "get", "remove": "delete", "rm": "delete"}
+"""What other commands call these."""
+
+
 def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
     """Reads the arguments; `run` is the command's function. Exits for --help and wrong usage."""
     arguments, strange = _parser().parse_known_args(argv)
@@ -84,7 +88,8 @@ class _Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
-        hint = _meant(str(value), choices) or f": it must be one of {', '.join(choices)}"
+        word = _SYNONYMS.get(str(value), str(value))
+        hint = _meant(word, choices) or f": it must be one of {', '.join(choices)}"
         raise argparse.ArgumentError(action, f"there is no {str(value)!r}{hint}")
 
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from graftml.cli import _names
 from graftml.types import Decision, Thresholds
 
 
@@ -40,7 +41,7 @@ def read(arguments: argparse.Namespace) -> Decision | None:
 def _threshold(text: str) -> tuple[str, float]:
     label, _, least = text.rpartition("=")
     try:
-        return label, float(least)
+        return label, _names.fraction(least)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither P nor CLASS=P, such as 0.5 or ants=0.8"

@@ -243,9 +243,14 @@ def _add_augmentation(group: Any) -> None:
 
 
 def _add_gate(group: Any) -> None:
-    group.add_argument("--min-accuracy", type=float, metavar="A", help="least accuracy, 0 to 1")
     group.add_argument(
-        "--min-class-recall", type=float, metavar="R", help="least recall of each class, 0 to 1"
+        "--min-accuracy", type=_names.fraction, metavar="A", help="least accuracy, 0 to 1"
+    )
+    group.add_argument(
+        "--min-class-recall",
+        type=_names.fraction,
+        metavar="R",
+        help="least recall of each class, 0 to 1",
     )
     group.add_argument(
         "--class-recall",
@@ -349,6 +354,6 @@ def _method(text: str) -> str:
 def _class_recall(text: str) -> tuple[str, float]:
     label, equals, least = text.rpartition("=")
     try:
-        return label, float(least if label and equals else "")
+        return label, _names.fraction(least if label and equals else "")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not CLASS=R, such as ants=0.8") from None

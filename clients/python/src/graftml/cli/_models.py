@@ -188,7 +188,10 @@ def run_promote(client: Client, arguments: argparse.Namespace, output: Output) -
 def run_report(client: Client, arguments: argparse.Namespace, output: Output) -> int:
     """Writes a report."""
     model, which = _names.parse(arguments.model)
-    if arguments.html or str(arguments.output).lower().endswith(".html"):
+    ending = Path(arguments.output or "").suffix.lower()
+    if ending not in ("", ".html", ".json") and not (arguments.html or arguments.json):
+        raise Usage(f"a report is HTML or JSON: end {arguments.output} with .html or .json")
+    if arguments.html or ending == ".html":
         text = client.get_report_html(model, **which)
     else:
         report = client.get_report(model, **which)

@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+from graftml.cli._image_files import SUFFIXES
 from graftml.cli._output import Usage
 from graftml.errors import NotFound, Reason
 from graftml.types import BaseVersion, ServerPath
 
 HELP = "MODEL, MODEL@ALIAS or MODEL:VERSION; MODEL alone means the newest version"
+
+
+_DATABASE = "graft.sqlite3"
+"""The file by which a server's data folder is known."""
 
 
 class Which(TypedDict):
@@ -67,15 +72,34 @@ def label(text: str) -> tuple[str, str]:
     return key, value
 
 
+def fraction(text: str) -> float:
+    """A number from 0 to 1; raises ValueError for what is no number."""
+    value = float(text)
+    # Written so that NaN fails, too.
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
 def labelled(text: str) -> str | ServerPath:
-    """Images with classes: as `data`; raises Usage for a folder here that has no folders."""
+    """Images with classes: as `data`; raises Usage for a folder here that cannot be such images."""
     found, folder = data(text), Path(text)
-    if isinstance(found, str) and folder.is_dir() and not any(map(Path.is_dir, folder.iterdir())):
-        raise Usage(
-            f"{text} has no folders in it: name the folder that has a folder of images for each "
-            "class"
-        )
+    if not (isinstance(found, str) and folder.is_dir()):
+        return found
+    folders = [path for path in folder.iterdir() if path.is_dir()]
+    wanted = "name the folder that has a folder of images for each class"
+    if not folders:
+        raise Usage(f"{text} has no folders in it: {wanted}")
+    for stored in (folder, *folders):
+        if (stored / _DATABASE).exists():
+            likely = [str(path) for path in folders if _has_classes(path)]
+            hint = f"; did you mean {likely[0]}?" if len(likely) == 1 else ""
+            raise Usage(f"{stored} is the data folder of a server: {wanted}{hint}")
     return found
+
+
+def _has_classes(folder: Path) -> bool:
+    return any(path.suffix.lower() in SUFFIXES for path in folder.glob("*/*"))
 
 
 @contextmanager

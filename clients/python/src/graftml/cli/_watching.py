@@ -243,6 +243,10 @@ def tell(version: types.Version, output: Output) -> None:
     if not version.calibrated:
         note = f": {version.calibration_note}" if version.calibration_note else ""
         output.line(f"its probabilities are not calibrated{note}")
+    if version.headline is None and version.method == "domain_adaptation":
+        output.line(
+            "To have it measured, give a --target with a folder per class, and --evaluate-on-target"
+        )
     if not version.is_candidate:
         output.line(f"Try it: graft predict {model} IMAGE")
         return
