@@ -317,7 +317,7 @@ def test_a_job_names_the_file_and_the_licence_of_its_weights(
     assert manifest.weights.startswith("r160_in1k@sha256:")
     assert manifest.weights_licence == "apache-2.0"
     page = (Path(spec.out_dir) / "report.html").read_text()
-    assert "<dt>licence of the weights it started from</dt><dd>apache-2.0</dd>" in page
+    assert "<dt>licence of the weights it started from</dt> <dd>apache-2.0</dd>" in page
     # Another file under the same name is another backbone.
     save_file(timm.create_model("test_vit").state_dict(), path)
     other = train.run(
