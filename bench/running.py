@@ -27,7 +27,7 @@ class Running:
 
     address: str
     metrics_url: str
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[Any]"
 
     @property
     def pid(self) -> int:

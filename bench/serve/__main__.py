@@ -282,7 +282,7 @@ def plain_server(stack: ExitStack, model: Path) -> Running:
     stack.callback(process.wait, 10)
     stack.callback(process.kill)
     assert process.stdout is not None
-    return Running(f"127.0.0.1:{int(process.stdout.readline())}", "", process.pid)
+    return Running(f"127.0.0.1:{int(process.stdout.readline())}", "", process)
 
 
 if __name__ == "__main__":
