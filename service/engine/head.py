@@ -15,17 +15,19 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache, cached
 from safetensors import SafetensorError
 from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save_file
 
 from service.domain import ARGMAX, Decision
-from service.engine.outliers import Outliers
+from service.engine.outliers import KEPT_BYTES, Outliers
 from service.errors import unloadable
 
 Floats = npt.NDArray[np.float32]
@@ -103,7 +105,7 @@ class Head:
 
         They are not divided by the temperature yet.
         """
-        logits: Floats = features[:, : self.feature_dim] @ self.matrix.T + self.bias
+        logits: Floats = features[:, : self.feature_dim] @ _matrix(self).T + self.bias
         return logits
 
     def probabilities(self, features: Floats) -> Floats:
@@ -137,6 +139,11 @@ class Head:
             best = np.where(has_reached, probabilities, -1).argmax(axis=1)
             best = np.where(has_reached.any(axis=1), best, NONE)
         return best
+
+
+@cached(LRUCache(KEPT_BYTES, getsizeof=lambda matrix: matrix.nbytes), lock=Lock())
+def _matrix(head: Head) -> Floats:
+    return head.matrix
 
 
 def save(head: Head, path: Path) -> None:

@@ -14,9 +14,11 @@ never makes an image more familiar than the most familiar known one. Fitting is 
 """
 
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache, cached
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,6 +27,9 @@ METHOD = (
     "(Lee et al. 2018; Mueller and Hein 2025), and the energy of the logits (Liu et al. 2020), "
     "each in units of its deviation"
 )
+KEPT_BYTES = 16 * 2**20
+"""Bytes of what is computed from heads' weights, and as many of what is from outliers' means, for
+the next call; of all that are in memory it would be twice what these take."""
 _TINY = 1e-12
 
 
@@ -70,16 +75,41 @@ class Outliers:
 
     def distances(self, features: Floats) -> Floats:
         """Computes distances float32 [n] to the nearest mean of features float32 [n, d or more]."""
-        unit = normalised(features[:, : self.means.shape[1]])
-        # |x - m|^2 multiplied out, so that a thousand classes are one product of matrices;
-        # made for each call, since it would take twice the memory that the means do.
-        means = self.means.astype(np.float32)
-        weighted = means * self.inverse_variance
-        squares = (unit * unit) @ self.inverse_variance
-        distances = np.einsum("cd,cd->c", means, weighted) - 2 * (unit @ weighted.T)
-        nearest = squares + distances.min(axis=1)
+        known, own = _prepared(self), features[:, : self.means.shape[1]]
+        # Of features over their length l, |x / l - m|^2 multiplied out, so that a thousand classes
+        # are one product of matrices, and few calls of NumPy's do all of it: each may hand the
+        # interpreter to another thread, and waits to get it back.
+        squares, weighted_squares = ((own * own) @ known.columns).T
+        lengths = np.maximum(np.sqrt(squares), np.float32(_TINY))
+        to_means = known.squares - 2 * (own @ known.weighted) / lengths[:, None]
+        nearest = weighted_squares / (lengths * lengths) + to_means.min(axis=1)
         found: Floats = np.sqrt(np.maximum(nearest, 0))
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """The parts of distances that no image changes."""
+
+    columns: Floats
+    """[d, 2]: ones, and the inverse variance."""
+    weighted: Floats
+    """The means times the inverse variance, [d, classes]."""
+    squares: Floats
+    """The means' own, [classes]."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, about."""
+        return self.columns.nbytes + self.weighted.nbytes + self.squares.nbytes
+
+
+@cached(LRUCache(KEPT_BYTES, getsizeof=lambda kept: kept.nbytes), lock=Lock())
+def _prepared(outliers: Outliers) -> _Prepared:
+    means, inverse = outliers.means.astype(np.float32), outliers.inverse_variance
+    weighted = means * inverse
+    columns = np.stack([np.ones_like(inverse), inverse], axis=1)
+    return _Prepared(columns, weighted.T, np.einsum("cd,cd->c", means, weighted))
 
 
 def energies(log_probabilities: Floats) -> Floats:

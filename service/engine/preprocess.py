@@ -29,7 +29,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pi_heif
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.engine import decoder_limits, formats
@@ -269,7 +269,9 @@ def from_tensor(
 class _Opened:
     """An image whose header was read, and what the file declares of its grey."""
 
-    image: Image.Image
+    image: ImageFile.ImageFile
+    nbytes: int
+    """Of the file."""
     declared_bits: int = 0
     is_white_zero: bool = False
 
@@ -315,7 +317,7 @@ def _open(data: bytes) -> _Opened:
                 "the BMP is compressed by run lengths, which are not decoded: save it "
                 "uncompressed, or as PNG"
             )
-        opened = _Opened(image)
+        opened = _Opened(image, len(data))
         if page is not None:
             opened.declared_bits = page.declared_bits
             opened.is_white_zero = page.is_white_zero
@@ -345,6 +347,8 @@ def _load(opened: _Opened, decoding: ImageDecoding) -> None:
         scale = round(decoding.size * MARGIN) / min(width, height)
         if scale < 1:
             image.draft("RGB", (int(width * scale) + 1, int(height * scale) + 1))
+        # Pillow decodes 64 KiB at a time, and after each waits to get the interpreter back.
+        image.decodermaxblock = opened.nbytes
     image.load()
     # The header of an HEIC file may name another size than its coded image has.
     _check_size(*image.size)
@@ -363,7 +367,8 @@ def _look(opened: _Opened) -> str:
     N. Krawetz, "Kind of Like That", 2013: of the grey image scaled to 9 x 8, whether each pixel
     is brighter than the one to its left.
     """
-    image, orientation = opened.image, _orientation(opened.image)
+    image: Image.Image = opened.image
+    orientation = _orientation(image)
     turn = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
     if image.mode not in ("L", "RGB") or image.has_transparency_data:
         image = _to_rgb(opened, DEFAULT_DECODING)
@@ -394,7 +399,7 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _to_rgb(opened: _Opened, decoding: ImageDecoding) -> Image.Image:
-    image = opened.image
+    image: Image.Image = opened.image
     if _is_deep(image):
         transparent = image.info.get("transparency")
         image = _to_8_bits(

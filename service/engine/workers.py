@@ -346,9 +346,9 @@ class Workers:
             return
         now = self._clock()
         for (row, number), own in zip(wanted, features, strict=True):
-            # A copy, so that an answer that is kept keeps no batch.
-            row.features[number] = copied = own.copy()
-            copied.flags.writeable = False
+            # A copy, so that an answer that is kept keeps no batch; NumPy's own would hand the
+            # interpreter to another thread.
+            row.features[number] = copied = np.frombuffer(own.tobytes(), own.dtype)
             row.infer_s[number] = now - begun
             if self._recent is not None and row.digest is not None:
                 self._recent.put(row.batch.tenant, row.known(row.digest, number), copied)
