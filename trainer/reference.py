@@ -1,9 +1,9 @@
 """The reference of an exported backbone: what PyTorch makes of it, for jobs without PyTorch.
 
 Written when a backbone is exported, once its file was checked: probe images, PyTorch's features of
-them, and the classifier that it was pretrained with. A later job compares what serves with PyTorch
-by it, under its own head, and asks that classifier how well it knows the job's images. A
-safetensors file; of which backbone stands in its metadata. Never imports torch.
+them, those of the file, and the classifier that it was pretrained with. A later job compares what
+serves with PyTorch by it, under its own head, and asks that classifier how well it knows the job's
+images. A safetensors file; of which backbone stands in its metadata. Never imports torch.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ _SIDES = (2, 4, 8, 16, 32, 64)
 _SPREAD = 60.0
 """Standard deviation of a probe's values, of 255."""
 _ABOUT = "graft.reference"
+_TINY = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +58,18 @@ class Reference:
     probes: Pixels
     features: Floats
     """PyTorch's, of the probes, float32 [n, d], in full precision on the CPU."""
-    max_difference: float
-    """Largest absolute difference of a feature of the file's, over the largest feature."""
+    served: Floats
+    """What ONNX Runtime's CPU provider made of them with that file, when it was exported."""
     torch: str
     """The version that computed them."""
     classifier: Classifier | None = None
     """None where there is none of one linear layer."""
+
+    @property
+    def max_difference(self) -> float:
+        """Largest absolute difference of a feature of the file's, over the largest feature."""
+        largest = max(np.abs(self.features).max(), _TINY)
+        return float(np.abs(self.served - self.features).max() / largest)
 
     @property
     def name(self) -> str:
@@ -98,12 +105,12 @@ def save(reference: Reference, file: Path) -> None:
     tensors: dict[str, npt.NDArray[Any]] = {
         "probes": reference.probes,
         "features": reference.features,
+        "served": reference.served,
     }
     if (top := reference.classifier) is not None:
         tensors |= {"classifier_weight": top.weight, "classifier_bias": top.bias}
     about = {
         "backbone_digest": reference.backbone_digest,
-        "max_difference": reference.max_difference,
         "torch": reference.torch,
     }
     save_file(tensors, file, {_ABOUT: json.dumps(about)})
@@ -124,7 +131,7 @@ def load(file: Path) -> Reference:
                 backbone_digest=about["backbone_digest"],
                 probes=opened.get_tensor("probes"),
                 features=opened.get_tensor("features"),
-                max_difference=about["max_difference"],
+                served=opened.get_tensor("served"),
                 torch=about["torch"],
                 classifier=top,
             )

@@ -239,14 +239,15 @@ def _auto(job: Job, divided: Divided) -> Transferred:
         )
 
     assert fitted is not None
-    if job.floating is not job.frozen and not auto.refusal(given(fitted)):
+    refused = ""
+    if job.floating is not job.frozen and not (refused := auto.refusal(given(fitted))):
         # The two that would be averaged are computed in the same floats.
         fitted = feature_based.fit_head(
             fitted.method, data.train, divided.folds, data.classes, job.floating, job.spec.seed,
             job.send_without_epochs, job.spec.threads, replace(fitted.choice, framings=()),
             job.spec.augmentation,
         )  # fmt: skip
-    found = auto.improve(given(fitted), job.send)
+    found = refused or auto.improve(given(fitted), job.send)
     if isinstance(found, str):
         job.send(Note("info", found))
         return replace(frozen, decisions=[found])

@@ -136,7 +136,7 @@ def improve(given: Given, send: Send) -> Average | str:
     not what they were any more.
     """
     if why := refusal(given):
-        return f"the network is not trained: {why}"
+        return why
     try:
         return _Trial(given, send).run()
     except Exception as error:
@@ -147,11 +147,12 @@ def improve(given: Given, send: Send) -> Average | str:
 
 
 def refusal(given: Given) -> str:
-    """Returns why the network is not trained: as `hopeless`, and "" where that was begun."""
+    """Returns for people why the network is not trained: `hopeless`; "" where it was begun."""
     kept = Path(given.spec.checkpoint_dir) if given.spec.checkpoint_dir else None
     # What an earlier attempt began is not hopeless because the machine is busy now.
     is_begun = kept is not None and any(kept.glob(f"{_FOLDER}*"))
-    return "" if is_begun else hopeless(given)
+    why = "" if is_begun else hopeless(given)
+    return why and f"the network is not trained: {why}"
 
 
 def hopeless(given: Given) -> str:
