@@ -117,8 +117,8 @@ Compile = Callable[[bytes, int, ProviderName], Graph]
 class OnnxRuntime:
     """Backbones on a provider, or on the one of several that was measured to be quickest.
 
-    `max_batch` above 1 lets every load of a backbone that was not measured search for
-    the largest batch that pays, up to that; it takes up to half a second, and the
+    `max_batch` above 1 lets every load of a backbone that was not measured, and is not to be,
+    search for the largest batch that pays, up to that; it takes up to half a second, and the
     kernels are warm after. `is_narrow` makes the graph for one core at load, for those
     who have many images at once and run them side by side; the wide one is then never
     made. `measured` finds what is known of a file by its digest, and `on_unmeasured` is
@@ -196,14 +196,16 @@ class OnnxRuntime:
             widths,
             known.providers if known else {},
         )
+        on_unmeasured = self._on_unmeasured if digest and session.has_choice else None
         if known:
             session.adopt(known)
-        else:
-            session.measure(self._max_batch)
-        if digest and session.has_choice and self._on_unmeasured is not None:
+        elif self._max_batch > 1:
+            # What is measured right after is not searched for now, while a first call waits.
+            session.measure(self._max_batch if on_unmeasured is None else 1)
+        if on_unmeasured is not None:
             self._sessions[digest] = session
             if known is None:
-                self._on_unmeasured(digest, read)
+                on_unmeasured(digest, read)
         return session
 
     def adopt(self, digest: str, measured: Measured) -> None:
@@ -335,8 +337,6 @@ class BackboneSession:
 
     def measure(self, most: int) -> None:
         """Finds the largest batch, up to `most`, that still pays, and warms the kernels."""
-        if most <= 1:
-            return
         begun = time.monotonic()
         best_s = float("inf")
         batch = 1
