@@ -38,11 +38,13 @@ WARM_TIMEOUT_S = 60.0
 
 
 def job(
-    client: Client, dataset: str, image: Path, arguments: argparse.Namespace, recipe: str = ""
+    client: Client, dataset: str, image: Path, arguments: argparse.Namespace, *, is_classic: bool
 ) -> tuple[float, Version]:
     """One job; seconds from the call to the answer, and the version."""
-    is_trained = recipe or arguments.method == "model_based"
-    method = ModelBased(recipe=recipe or arguments.recipe) if is_trained else FeatureBased()
+    is_trained = is_classic or arguments.method == "model_based"
+    method: FeatureBased | ModelBased = FeatureBased()
+    if is_trained:
+        method = ModelBased(recipe="classic" if is_classic else arguments.recipe)
     started = time.monotonic()
     handle = client.fine_tune(
         dataset,
@@ -107,10 +109,11 @@ def _run(
             kinds.append("classic")
         for kind in kinds:
             wait_until_warm(running.pid)
-            recipe = kind if kind == "classic" else ""
             waiting, before_s = psutil.Process(running.pid).children(), _cpu_s(running.pid)
             waiting_mib = sum(pss_mib(child.pid) for child in waiting)
-            seconds, versions[kind] = job(client, dataset, image, arguments, recipe)
+            seconds, versions[kind] = job(
+                client, dataset, image, arguments, is_classic=kind == "classic"
+            )
             cpu_s = _cpu_s(running.pid) - before_s
             taken[kind].append(seconds)
             taken[f"{kind}, processor"].append(cpu_s)

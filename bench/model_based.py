@@ -84,7 +84,7 @@ def bare(
             logits = network(images).float()
         loss = functional.cross_entropy(logits, targets)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -120,7 +120,7 @@ def plain(folder: Path, classes: int, name: str, epochs: int) -> float:
         for images, targets in loader:
             loss = functional.cross_entropy(network(images), targets)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             seen += len(targets)
         rates.append(seen / (time.perf_counter() - began))

@@ -72,13 +72,13 @@ def service(
                 process.wait()
 
 
-def serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, int]:
+def serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, Any]:
     """What a service that was started says of itself in its log when it serves."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         for line in log_file.read_text().splitlines():
             with contextlib.suppress(ValueError):
-                entry: dict[str, int] = json.loads(line)
+                entry: dict[str, Any] = json.loads(line)
                 if entry.get("message") == "serving":
                     return entry
         time.sleep(0.02)

@@ -113,7 +113,7 @@ def measure(images: ImageSet, common: int, rare: int, seed: int) -> Outcome | No
     if measured is not None:
         reported = rules.compared(head, measured)
         is_advised = bool(rules.advised(reported))
-        told = reported.imbalance and reported.imbalance.gain
+        told = reported.imbalance.gain if reported.imbalance else None
     shares = head.probabilities(asked.features.astype(np.float32))
     support = np.bincount(asked.targets, minlength=k)
 
@@ -219,7 +219,7 @@ def _row(name: str, own: Sequence[Outcome], units: Sequence[Sequence[Outcome]]) 
         str(sum(o.rare_images for o in own)),
         _change(units, lambda o, recalls: recalls[o.rare]),
         _change(units, lambda _, recalls: recalls.mean()),
-        _change(units, lambda o, recalls: o.prior @ recalls),
+        _change(units, lambda o, recalls: float(o.prior @ recalls)),
         f"{share(len(advised), len(own))}; {rightly} of {len(advised)}",
     )
 

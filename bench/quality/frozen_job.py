@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bench.quality.images import BACKBONE, Floats, ImageSet, Ints
 from service.contract import FeatureBased, ImageSource, JobSpec
 from service.domain import Figure, Framing
+from service.ingest.packs import Location
 from trainer import backbones, evaluate, folds, framing, groups
 from trainer.data import Files, Part
 from trainer.features import Features
@@ -82,7 +83,7 @@ def fit(images: ImageSet, dealt: Ints, seed: int) -> FittedHead:
     digests = tuple(f"{place:x}" for place in range(len(images)))
     features = cast(Features, _Kept(images))
     part = Part(
-        digests,
+        tuple(Location(Path(digest)) for digest in digests),
         digests,
         images.targets,
         looks=tuple(f"{look:x}" for look in images.looks.tolist()),

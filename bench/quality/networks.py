@@ -21,8 +21,9 @@ from scipy.special import log_softmax
 
 from bench.quality import images as measured_on
 from bench.quality import probabilities
+from bench.quality.frozen_job import Doubles
 from bench.quality.images import BACKBONE, ImageSet, Ints, LabelledFile
-from bench.quality.probabilities import Asked, Doubles
+from bench.quality.probabilities import Asked
 from service.contract import (
     BACKBONE_FILE,
     HEAD_FILE,

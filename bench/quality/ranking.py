@@ -247,10 +247,10 @@ def section(rows: Sequence[Row]) -> Section:
     random = [r for r in rows if r.pool == "with random ones"]
     worst = [100 * (max(e.accuracy for e in r.entrants) - min(e.accuracy for e in r.entrants))
              for r in random]  # fmt: skip
-    lost = mean_of(regret(random, "as served"))
+    served = mean_of(regret(random, "as served"))
     found.bound(
         f"of what the worst backbone loses ({mean_of(worst):.1f} points, random ones among them) "
-        f"ranking saves nine tenths: it loses {lost:.2f}",
-        bool(random) and lost < mean_of(worst) / 10,
+        f"ranking saves nine tenths: it loses {served:.2f}",
+        bool(random) and served < mean_of(worst) / 10,
     )
     return found

@@ -12,6 +12,7 @@ import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -39,7 +40,7 @@ async def main() -> None:
         return await asyncio.get_running_loop().run_in_executor(pool, work, data)
 
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    handlers = {"Predict": grpc.unary_unary_rpc_method_handler(predict)}
+    handlers: dict[str, Any] = {"Predict": grpc.unary_unary_rpc_method_handler(predict)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("plain", handlers)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
