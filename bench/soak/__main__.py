@@ -198,6 +198,7 @@ def run(arguments: argparse.Namespace, folder: Path, work: Path) -> int:
         with suppress(subprocess.TimeoutExpired):
             code = running.process.wait(DRAIN_TIMEOUT_S)
         drained_s = time.monotonic() - begun
+    verdict.nothing_piles_up(soak.book, soak.samples)
     verdict.server_ended_well(soak.book, code, *read_log(data_dir / "service.log"))
     for line in fsck.problems(data_dir):
         soak.book.find("the stores are broken", line)
