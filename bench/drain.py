@@ -11,7 +11,6 @@ a reason.
 
 import argparse
 import signal
-import statistics
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ from graftml import Client
 from graftml_stubs.v1 import prediction_pb2, prediction_pb2_grpc
 
 from bench.photographs import given_or_written
-from bench.running import Running, fine_tune, service
+from bench.running import Running, fine_tune, service, spread
 from service.ops.cpus import describe
 
 LOAD_S = 2.0
@@ -57,8 +56,7 @@ def main() -> None:
             print(f"{seconds:.2f} s, {dict(outcomes)}")
     print(
         f"{describe()}, {arguments.callers} callers, n = {arguments.times}: from "
-        f"SIGTERM to exit {statistics.median(took_s):.2f} s (from {min(took_s):.2f} to "
-        f"{max(took_s):.2f}); calls under way and refused: {dict(total)}"
+        f"SIGTERM to exit {spread(took_s, '.2f')} s; calls under way and refused: {dict(total)}"
     )
 
 

@@ -30,7 +30,7 @@ import psutil
 from graftml import Client, EpochMetrics, FeatureBased, ModelBased, Note, Version
 
 from bench.published import read
-from bench.running import MEASURE_TIMEOUT_S, pss_mib, service
+from bench.running import MEASURE_TIMEOUT_S, pss_mib, service, spread
 from service.ops.cpus import describe
 
 CALM_S = 1.0
@@ -83,10 +83,7 @@ def wait_until_warm(pid: int) -> None:
 
 def told(kind: str, seconds: Sequence[float], version: Version) -> str:
     """A line of figures."""
-    return (
-        f"{kind:8} median {statistics.median(seconds):6.2f} s, range {min(seconds):.2f} to "
-        f"{max(seconds):.2f}, n = {len(seconds)}; {version.measured}"
-    )
+    return f"{kind:8} {spread(seconds, '.2f')} s, n = {len(seconds)}; {version.measured}"
 
 
 def _run(
@@ -185,10 +182,7 @@ def main() -> None:
         pairs = [("cold", "bare loop"), ("warm", "cold")]
         for above, below in [*pairs, *((f"{a}, processor", f"{b}, processor") for a, b in pairs)]:
             ratios = [a / b for a, b in zip(taken[above], taken[below], strict=True)]
-            print(
-                f"{above} over {below}: median {statistics.median(ratios):.2f}, range "
-                f"{min(ratios):.2f} to {max(ratios):.2f}, n = {len(ratios)}"
-            )
+            print(f"{above} over {below}: {spread(ratios, '.2f')}, n = {len(ratios)}")
     if "classic" in taken:
         for kind in ("cold", "warm"):
             ratio = taken["classic"][0] / statistics.median(taken[kind])

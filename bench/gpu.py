@@ -23,7 +23,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from graftml import Client
 
 from bench import model_based
 from bench.photographs import write
-from bench.running import fine_tune, measured, service, spread
+from bench.running import at_once, fine_tune, measured, service, spread
 from service.backbones import DEFAULT_BACKBONE
 from service.contract import ImageSource, JobSpec, ModelBased
 from service.engine import providers, timing
@@ -151,27 +150,17 @@ def correctness(model: bytes, network: Backbone, pixels: Pixels, device: str) ->
 def rate(run: Callable[[], int], seconds: float, threads: int = 1) -> float:
     """Measures images a second of runs that return their count, from some threads at once."""
     run()
-    counts = [0] * threads
-    begin, stop = threading.Barrier(threads + 1), threading.Event()
+    until = time.perf_counter() + seconds
 
-    def work(number: int) -> None:
-        begin.wait()
-        while True:
-            counts[number] += run()
-            if stop.is_set():
-                return
+    def work() -> int:
+        count = run()
+        while time.perf_counter() < until:
+            count += run()
+        return count
 
-    workers = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(threads)]
-    for worker in workers:
-        worker.start()
-    begin.wait()
-    began = time.perf_counter()
-    stop.wait(seconds)
-    stop.set()
-    for worker in workers:
-        worker.join()
     # Runs that were under way are counted, and so is their time.
-    return sum(counts) / (time.perf_counter() - began)
+    counts, elapsed, _ = at_once([work] * threads)
+    return sum(counts) / elapsed
 
 
 def bare_runs(model: bytes, device: str, batch: int, size: int) -> Callable[[], int]:

@@ -2,19 +2,17 @@
 
     python -m bench.one_pass BACKBONE.onnx FOLDER [--threads 2]
 
-Each thread has a session of one core on ONNX Runtime's CPU provider and takes photos eight at a
-time. Prints the seconds of one pass, of time and of the processor, without the loads, which a
-warm-up is part of.
+Each thread takes photos eight at a time, and runs them on one core by ONNX Runtime's CPU provider.
+Prints the seconds of one pass, of time and of the processor, without the load.
 """
 
 import argparse
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 
 from bench.photographs import photos
+from bench.running import at_once
 from bench.serve.plain_server import session
 from service.engine.preprocess import decode
 
@@ -29,30 +27,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     images = photos(arguments.folder, most=100_000)
-    sessions = [session(arguments.model, 1) for _ in range(arguments.threads)]
-    name = sessions[0].get_inputs()[0].name
-    batches = iter([images[at : at + _BATCH] for at in range(0, len(images), _BATCH)])
-    lock, begin = threading.Lock(), threading.Barrier(arguments.threads + 1)
+    own = session(arguments.model, 1)
+    name = own.get_inputs()[0].name
 
-    def work(number: int) -> None:
-        run = sessions[number].run
-        run(None, {name: np.stack([decode(data) for data in images[:_BATCH]])})
-        begin.wait()
-        while True:
-            with lock:
-                batch = next(batches, None)
-            if batch is None:
-                return
-            run(None, {name: np.stack([decode(data) for data in batch])})
+    def run(start: int) -> None:
+        batch = images[start : start + _BATCH]
+        own.run(None, {name: np.stack([decode(data) for data in batch])})
 
-    workers = [threading.Thread(target=work, args=(n,)) for n in range(arguments.threads)]
-    for worker in workers:
-        worker.start()
-    begin.wait()
-    started, before_s = time.perf_counter(), time.process_time()
-    for worker in workers:
-        worker.join()
-    print(time.perf_counter() - started, time.process_time() - before_s)
+    run(0)  # which warms up
+    starts = iter(range(0, len(images), _BATCH))
+
+    def work() -> None:
+        for start in starts:
+            run(start)
+
+    _, seconds, cpu_s = at_once([work] * arguments.threads)
+    print(seconds, cpu_s)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.quality.images import find
+from bench.running import spread
 from service.domain import ImageDecoding
 from service.engine import preprocess, providers
 from service.engine.head import Floats
@@ -101,7 +102,7 @@ def report(times: dict[tuple[Row, int], list[float]]) -> None:
         for batch in BATCHES:
             own, base = times[row, batch], times[(row[0], "fp32", "cpu"), batch]
             ratios = [a / b for a, b in zip(own, base, strict=True)]
-            cells += [_spread(own, ".1f"), _spread(ratios, ".2f")]
+            cells += [spread(own), spread(ratios, ".2f")]
         print("| " + " | ".join(cells) + " |")
     print()
 
@@ -141,11 +142,6 @@ def _features(session: Session, pixels: Pixels) -> Floats:
     return np.concatenate(
         [session.run(pixels[start : start + 8], cores=1) for start in range(0, len(pixels), 8)]
     )
-
-
-def _spread(values: list[float], form: str) -> str:
-    low, middle, high = min(values), float(np.median(values)), max(values)
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 if __name__ == "__main__":

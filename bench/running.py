@@ -6,11 +6,13 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from graftml import Client
@@ -19,6 +21,8 @@ from graftml.types import ServingPrecision
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 MEASURE_TIMEOUT_S = 900.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,22 @@ def measured(module: str, *arguments: object) -> dict[str, Any]:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     line: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return line
+
+
+def at_once(works: Sequence[Callable[[], T]]) -> tuple[list[T], float, float]:
+    """Runs each in a thread; returns what they return, seconds, and those of the processor."""
+    begin = threading.Barrier(len(works) + 1)
+
+    def run(work: Callable[[], T]) -> T:
+        begin.wait()
+        return work()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        futures = [pool.submit(run, work) for work in works]
+        begin.wait()
+        began, used_s = time.perf_counter(), time.process_time()
+        found = [future.result() for future in futures]
+        return found, time.perf_counter() - began, time.process_time() - used_s
 
 
 def spread(values: Sequence[float], form: str = ".1f") -> str:

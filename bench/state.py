@@ -14,11 +14,11 @@ import argparse
 import os
 import statistics
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import grpc
 from graftml_stubs.v1 import fine_tuning_pb2, fine_tuning_pb2_grpc, model_pb2, model_pb2_grpc
 
 from bench import published, start
-from bench.running import service, spread
+from bench.running import at_once, service, spread
 from service.contract import EpochEnded, FeatureBased, Progressed
 from service.domain import DEFAULT_TENANT, JobKind
 from service.errors import Reason
@@ -119,29 +119,10 @@ def fill(folder: Path, jobs: int, events: int, versions: int) -> None:
             stores.fail(job)
 
 
-def timed(threads: int, works: list[Callable[[], int]]) -> tuple[float, float]:
+def timed(works: list[Callable[[], int]]) -> tuple[float, float]:
     """Runs each work in a thread; returns steps a second, and ms of CPU a step."""
-    assert len(works) == threads
-    begin, steps, failed = threading.Barrier(threads + 1), [0] * threads, []
-
-    def run(number: int) -> None:
-        begin.wait()
-        try:
-            steps[number] = works[number]()
-        except BaseException as error:
-            failed.append(error)
-
-    every = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
-    for thread in every:
-        thread.start()
-    begin.wait()
-    began, used = time.perf_counter(), time.process_time()
-    for thread in every:
-        thread.join()
-    passed, used = time.perf_counter() - began, time.process_time() - used
-    if failed:
-        raise failed[0]
-    return sum(steps) / passed, 1000 * used / sum(steps)
+    steps, passed_s, used_s = at_once(works)
+    return sum(steps) / passed_s, 1000 * used_s / sum(steps)
 
 
 def measure_events(stores: Stores, threads: int, seconds: float) -> tuple[float, float]:
@@ -157,7 +138,7 @@ def measure_events(stores: Stores, threads: int, seconds: float) -> tuple[float,
             count += 1
         return count
 
-    found = timed(threads, [lambda job=job: work(job) for job in jobs])  # type: ignore[misc]
+    found = timed([partial(work, job) for job in jobs])
     for job in jobs:
         stores.fail(job)
     return found
@@ -172,7 +153,7 @@ def measure_claims(stores: Stores, threads: int, claims: int) -> tuple[float, fl
         claimed.extend(stores.claim() for _ in range(share))
         return share
 
-    found = timed(threads, [work] * threads)
+    found = timed([work] * threads)
     assert len({job.job_id for job in claimed}) == len(claimed), "a job was claimed twice"
     for job in claimed:
         stores.claims.requeue(job, "again")

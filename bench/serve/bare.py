@@ -10,14 +10,16 @@ second, latencies (ms), CPU an image (ms).
 """
 
 import argparse
+import itertools
 import json
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.photographs import photos
+from bench.running import at_once
 from bench.serve.load import cpu_times, figures
 from bench.serve.plain_server import plain_decode, session
 from service.engine import preprocess
@@ -42,31 +44,21 @@ def main() -> None:
     images = photos(arguments.folder)
     loops = arguments.loops
     works = plain_works(arguments) if not arguments.provider else served_works(arguments)
-    latencies: list[list[float]] = [[] for _ in range(loops)]
-    begin = threading.Barrier(loops + 1)
-    stop = threading.Event()
-
-    def loop(number: int) -> None:
-        work, place = works[number], number
+    for work in works:
         for data in images[:WARM_UP]:
             work(data)
-        begin.wait()
-        while not stop.is_set():
-            started = time.perf_counter()
-            int(work(images[place % len(images)])[0].argmax())
-            latencies[number].append(time.perf_counter() - started)
-            place += loops
+    before, until = cpu_times(), time.perf_counter() + arguments.seconds
 
-    workers = [threading.Thread(target=loop, args=(n,), daemon=True) for n in range(loops)]
-    for worker in workers:
-        worker.start()
-    begin.wait()
-    started, before = time.perf_counter(), cpu_times()
-    time.sleep(arguments.seconds)
-    stop.set()
-    for worker in workers:
-        worker.join()
-    elapsed = time.perf_counter() - started
+    def loop(number: int) -> list[float]:
+        taken = []
+        for place in itertools.count(number, loops):
+            if (started := time.perf_counter()) >= until:
+                break
+            int(works[number](images[place % len(images)])[0].argmax())
+            taken.append(time.perf_counter() - started)
+        return taken
+
+    latencies, elapsed, _ = at_once([partial(loop, number) for number in range(loops)])
     used = cpu_times().since(before)
     every = [value for each in latencies for value in each]
     others = {"others_cpu_percent": 100 * used.others_s / elapsed, "generator_cpu_percent": 0.0}
