@@ -18,9 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from service.engine.head import NONE
-from trainer.arrays import Ints
-
-Floats = npt.NDArray[np.floating]
+from trainer.arrays import Floats, Ints
 
 _READ = ("digests", "targets", "roles", "groups", "sides", "answers", "classes", "probabilities")
 KEPT = 16

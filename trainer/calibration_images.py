@@ -10,10 +10,10 @@ Noise").
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from service.engine.preprocess import Pixels
+from trainer.arrays import Doubles
 
 COUNT = 64
 _SEED = 20
@@ -23,8 +23,6 @@ _STROKES = (1, 12)
 """And of one that is a drawing on plain ground."""
 _TEXTURES = 4
 """None, noise, a grating, grain."""
-
-Floats = npt.NDArray[np.float64]
 
 
 def images(size: int, count: int = COUNT, seed: int = _SEED) -> Pixels:
@@ -36,42 +34,42 @@ def images(size: int, count: int = COUNT, seed: int = _SEED) -> Pixels:
     return made
 
 
-def _noise(size: int, rng: np.random.Generator) -> Floats:
+def _noise(size: int, rng: np.random.Generator) -> Doubles:
     """Draws noise [size, size, 3], correlated between the colours, mean 0, deviation 1."""
     grey = rng.uniform(0, 1)
     layers = [_spectrum(size, rng) for _ in range(4)]
     mixed = np.stack([grey * layers[0] + (1 - grey) * own for own in layers[1:]], axis=2)
-    scaled: Floats = mixed / max(float(mixed.std()), 1e-9)
+    scaled: Doubles = mixed / max(float(mixed.std()), 1e-9)
     return scaled
 
 
-def _spectrum(size: int, rng: np.random.Generator) -> Floats:
+def _spectrum(size: int, rng: np.random.Generator) -> Doubles:
     # The amplitude falls with the frequency f as f**-slope: about 1 in photographs.
     slope = rng.uniform(0.3, 2.2)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
     white = np.fft.rfft2(rng.standard_normal((size, size)))
     made = np.fft.irfft2(white * frequency**-slope, (size, size))
-    scaled: Floats = made / max(float(made.std()), 1e-9)
+    scaled: Doubles = made / max(float(made.std()), 1e-9)
     return scaled
 
 
-def _leaves(size: int, rng: np.random.Generator) -> Floats:
+def _leaves(size: int, rng: np.random.Generator) -> Doubles:
     """Draws shapes of plain and of textured colour that cover each other."""
     return _drawn(size, rng, int(np.exp(rng.uniform(*np.log(_LEAVES)))))
 
 
-def _strokes(size: int, rng: np.random.Generator) -> Floats:
+def _strokes(size: int, rng: np.random.Generator) -> Doubles:
     """Draws few shapes and lines on plain ground."""
     return _drawn(size, rng, int(rng.integers(*_STROKES)), is_drawing=True)
 
 
-_KINDS: tuple[Callable[[int, np.random.Generator], Floats], ...] = (
+_KINDS: tuple[Callable[[int, np.random.Generator], Doubles], ...] = (
     _noise, _leaves, _leaves, _strokes,
 )  # fmt: skip
 
 
-def _drawn(size: int, rng: np.random.Generator, count: int, is_drawing: bool = False) -> Floats:
+def _drawn(size: int, rng: np.random.Generator, count: int, is_drawing: bool = False) -> Doubles:
     colours = Image.new("RGB", (size, size), _colour(rng))
     textures = Image.new("L", (size, size), 0)
     on_colours, on_textures = ImageDraw.Draw(colours), ImageDraw.Draw(textures)
@@ -105,7 +103,7 @@ def _drawn(size: int, rng: np.random.Generator, count: int, is_drawing: bool = F
     return found
 
 
-def _outline(rng: np.random.Generator) -> Floats:
+def _outline(rng: np.random.Generator) -> Doubles:
     """Draws corners [n, 2] around 0, about 1 away: of a polygon, or so many that it is a disc."""
     corners = int(rng.choice([3, 4, 5, 24]))
     turn = np.sort(rng.uniform(0, 2 * np.pi, corners)) if corners < 24 else None
@@ -122,7 +120,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _finished(drawn: Floats, rng: np.random.Generator) -> Pixels:
+def _finished(drawn: Doubles, rng: np.random.Generator) -> Pixels:
     """Gives an image its brightness, contrast, noise; some lose their colours."""
     if rng.random() < 0.15:
         drawn = np.repeat(drawn.mean(axis=2, keepdims=True), 3, axis=2)

@@ -12,12 +12,11 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 
 from service.engine.head import Floats
 from trainer import division, folds, groups
 from trainer.answers import Answer
-from trainer.arrays import Bools, Doubles, Ints
+from trainer.arrays import Bools, Doubles, Ints, Looks
 from trainer.data import Data, Files, Part
 
 _NOTHING: Mapping[str, Answer] = MappingProxyType({})
@@ -124,7 +123,7 @@ def _sides(train: Part, own: Ints, previous: Mapping[str, Answer]) -> Doubles:
     return sides
 
 
-def looks_of(*parts: Files) -> npt.NDArray[np.uint64]:
+def looks_of(*parts: Files) -> Looks:
     """Returns the perceptual hashes of images, uint64 [n]."""
     return np.array(
         [int(look or "0", 16) for part in parts for look in part.looks], dtype=np.uint64

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from service.domain import Figure, MeasuredOn
 from service.engine.head import NONE
 from trainer import intervals
-from trainer.arrays import Bools, Doubles, Ints
+from trainer.arrays import Bools, Doubles, Floats, Ints
 from trainer.reporting import calibration
-
-Floats = npt.NDArray[np.floating]
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """Probabilities from which on answers may be acted on, as the coverage table has them."""

@@ -19,17 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from trainer.arrays import Doubles, Ints, Singles
+from trainer.arrays import Bools, Doubles, Floats, Ints, Looks, Singles
 from trainer.looks import bits as bits_of
 from trainer.looks import scenes, spread
-
-Floats = npt.NDArray[np.floating]
-Looks = npt.NDArray[np.uint64]
 
 TWIN = 8.5
 """Spreads beyond unrelated pairs that one pair of a group must reach, in classes of `_USUAL`
@@ -470,12 +466,12 @@ def _joined(found: _Found, given: list[str], threshold: float, unclear: tuple[in
     )
 
 
-def _nearest(score: Singles, count: int) -> npt.NDArray[np.bool_]:
+def _nearest(score: Singles, count: int) -> Bools:
     """Marks the so many highest of each row."""
     if score.shape[1] <= count:
         return np.ones(score.shape, np.bool_)
     least = np.partition(score, -count, axis=1)[:, -count, None]
-    marked: npt.NDArray[np.bool_] = score >= least
+    marked: Bools = score >= least
     return marked
 
 

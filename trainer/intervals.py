@@ -13,12 +13,9 @@ clustered surveys"). NumPy and SciPy alone.
 import math
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import stdtrit
 
-from trainer.arrays import Bools, Doubles, Ints
-
-Floats = npt.NDArray[np.floating]
+from trainer.arrays import Bools, Doubles, Floats, Ints
 
 Z_95 = 1.959964
 """Standard errors to each side of a 95 % interval."""

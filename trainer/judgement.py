@@ -20,7 +20,7 @@ from trainer import answers as kept
 from trainer import baselines as others
 from trainer import gate, stored_file
 from trainer.answers import Role
-from trainer.arrays import Bools, Ints
+from trainer.arrays import Bools, Floats, Ints
 from trainer.backbone_file import BackboneFile, runtime_of
 from trainer.data import Part
 from trainer.evaluate import Metrics
@@ -144,7 +144,7 @@ def _groups_learned(found: Transferred, known: dict[str, kept.Answer]) -> tuple[
 
 def _answered(
     job: Job, incumbent: Incumbent, head: Head, part: Part
-) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.floating]]:
+) -> tuple[npt.NDArray[np.object_], Floats]:
     """Returns the incumbent's answers [n], by its own decision, and its largest probabilities."""
     digest = incumbent.backbone_digest
     seen = replace(part, decoding=incumbent.decoding)

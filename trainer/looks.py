@@ -8,14 +8,10 @@ as many bits as two of different classes.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from trainer.arrays import Ints, Singles
-
-Looks = npt.NDArray[np.uint64]
-Floats = npt.NDArray[np.floating]
+from trainer.arrays import Bools, Floats, Ints, Looks, Singles
 
 _ONE = 0.6
 """Of the bits by which images of different classes differ, what half of a class's pairs may come
@@ -39,9 +35,7 @@ def bits(first: Looks, second: Looks) -> Singles:
     return differing
 
 
-def copied(
-    features: Floats, looks: Looks, known_features: Floats, known_looks: Looks
-) -> npt.NDArray[np.bool_]:
+def copied(features: Floats, looks: Looks, known_features: Floats, known_looks: Looks) -> Bools:
     """Marks images [m] of which another set [n] has a copy beyond doubt: in hash and features.
 
     For sets of which no image is the frame of another's: resaved, scaled and slightly cropped

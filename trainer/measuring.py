@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import softmax
 
 from service.domain import Decision, Figure, MeasuredOn
 from service.engine.head import Head
 from trainer import evaluate, folds, penalty
-from trainer.arrays import Bools, Doubles, Ints
+from trainer.arrays import Bools, Doubles, Floats, Ints
 from trainer.data import Part
 from trainer.divided import Divided, subset, unlearned
 from trainer.features import Features
@@ -21,7 +20,6 @@ from trainer.reporting import calibration
 if TYPE_CHECKING:
     from trainer.transfer import Transferred
 
-Floats = npt.NDArray[np.floating]
 Decide = Callable[[Floats], Ints]
 """From probabilities [n, classes] to the answers [n], see `Head.decide`."""
 

@@ -10,12 +10,9 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from service.engine.outliers import Outliers, energies, normalised
-from trainer.arrays import Bools, Ints
-
-Floats = npt.NDArray[np.float32]
+from trainer.arrays import Bools, Floats, Ints, Singles
 
 FALSE_ALARMS = 0.05
 """Where the request names no other."""
@@ -36,9 +33,9 @@ _MOST = 5000
 class Images:
     """Images of the kind that a model is for: what they look like, and what its head says."""
 
-    features: Floats
+    features: Singles
     """float32 [n, d], of the last layer."""
-    log_probabilities: Floats
+    log_probabilities: Singles
     """float32 [n, classes], at the head's temperature, by a head that did not learn from the
     image; NaN where there is none."""
 
@@ -55,7 +52,7 @@ class Fitted:
     """What tells outliers, and what it is set by."""
 
     outliers: Outliers
-    scores: Floats
+    scores: Singles
     """float32 [m], of images that what scores them did not see: the held-out ones, else those
     that were learned from; a sample is kept, to compare live ones with."""
     references: int
@@ -78,9 +75,9 @@ class Fitted:
         )
 
 
-def logarithms(probabilities: npt.NDArray[np.floating]) -> Floats:
+def logarithms(probabilities: Floats) -> Singles:
     """Returns the logarithms of probabilities [n, classes], float32; NaN stays NaN."""
-    found: Floats = np.log(np.maximum(probabilities, _TINY), dtype=np.float64).astype(np.float32)
+    found: Singles = np.log(np.maximum(probabilities, _TINY), dtype=np.float64).astype(np.float32)
     return found
 
 
@@ -124,7 +121,7 @@ def fit(
     floor = float(references[1].min())
     distances, energy = held if len(held_out) else own
     joined = distances / far + np.maximum(energy, floor) / near
-    scores: Floats = np.maximum((joined - least) / scale, 0)
+    scores: Singles = np.maximum((joined - least) / scale, 0)
     kept = np.sort(scores)
     if len(kept) > _KEPT:
         kept = kept[np.linspace(0, len(kept) - 1, _KEPT).round().astype(int)]
@@ -139,13 +136,13 @@ def fit(
     return Fitted(outliers, scores, len(measure), false_alarms)
 
 
-def _unit(values: Floats) -> float:
+def _unit(values: Singles) -> float:
     """Returns the deviation of values [n]; 1 where they do not differ."""
     deviation = float(values.std(dtype=np.float64))
     return deviation if deviation > _LEAST * abs(float(values.mean())) + _TINY else 1.0
 
 
-def _estimated(train: Floats, targets: Ints) -> Outliers:
+def _estimated(train: Singles, targets: Ints) -> Outliers:
     """Estimates means and variances of features [n, d]; distances are in units of the latter."""
     unit = normalised(train)
     labels, places = np.unique(targets, return_inverse=True)
@@ -158,13 +155,13 @@ def _estimated(train: Floats, targets: Ints) -> Outliers:
     return Outliers(means.astype(np.float16), inverse_variance, np.zeros(0, np.float16))
 
 
-def _cross_validated(train: Images, targets: Ints, folds: Ints) -> tuple[Floats, Floats]:
+def _cross_validated(train: Images, targets: Ints, folds: Ints) -> tuple[Singles, Singles]:
     """Returns distances and energies [m] of the images that a fold holds out and a head answered.
 
     Each distance is by means and variances without its fold.
     """
     known = (folds >= 0) & ~np.isnan(train.log_probabilities[:, 0])
-    distances: Floats = np.zeros(len(train), dtype=np.float32)
+    distances: Singles = np.zeros(len(train), dtype=np.float32)
     for fold in np.unique(folds[known]):
         own = folds == fold
         distances[own] = _estimated(train.features[~own], targets[~own]).distances(

@@ -4,12 +4,9 @@ A score compares backbones on the same images; higher is better. Knows no images
 """
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from trainer.arrays import Doubles, Ints
-
-Floats = npt.NDArray[np.floating]
+from trainer.arrays import Doubles, Floats, Ints
 
 _ROUNDS = 2000
 _TOLERANCE = 1e-7

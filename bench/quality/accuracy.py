@@ -12,9 +12,10 @@ import numpy as np
 
 from bench.quality import frozen_job, regression
 from bench.quality.document import Section, half_width, interval
-from bench.quality.frozen_job import Cost, Doubles
+from bench.quality.frozen_job import Cost
 from bench.quality.images import ImageSet
 from bench.quality.measuring import Measuring, Sets
+from trainer.arrays import Doubles
 
 ASKED = (2, 5, 10, 20, 50)
 """Images of each class; of a set whose smallest class is small, half of that class at most."""

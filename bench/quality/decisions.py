@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.quality.document import Section, mean, share
-from bench.quality.images import ImageSet, Ints
+from bench.quality.images import ImageSet
 from bench.quality.measuring import Measuring, Sets
 from service.domain import ARGMAX, Decision
 from service.engine.head import Head
 from trainer import folds, groups, linear
+from trainer.arrays import Doubles, Ints
 from trainer.data import Part
 from trainer.measuring import Measured, deciding
 from trainer.reporting import rules
@@ -32,8 +32,6 @@ _PARTS = 3
 _HELD = 0.9
 _BALANCED = Decision(rule="balanced")
 
-Recalls = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -41,11 +39,11 @@ class Outcome:
 
     name: str
     is_pair: bool
-    prior: Recalls
+    prior: Doubles
     """Shares [classes] of the images that were learned from."""
-    argmax: Recalls
+    argmax: Doubles
     """Recall [classes] of the images held out."""
-    balanced: Recalls
+    balanced: Doubles
     rare_images: int
     """Of the rarest class, held out."""
     told: rules.Ends | None
@@ -117,7 +115,7 @@ def measure(images: ImageSet, common: int, rare: int, seed: int) -> Outcome | No
     shares = head.probabilities(asked.features.astype(np.float32))
     support = np.bincount(asked.targets, minlength=k)
 
-    def recalls(decision: Decision) -> Recalls:
+    def recalls(decision: Decision) -> Doubles:
         right = head.decide(shares, decision) == asked.targets
         return np.bincount(asked.targets, weights=right, minlength=k) / support
 
@@ -224,7 +222,7 @@ def _row(name: str, own: Sequence[Outcome], units: Sequence[Sequence[Outcome]]) 
     )
 
 
-def _change(units: Sequence[Sequence[Outcome]], figure: Callable[[Outcome, Recalls], float]) -> str:
+def _change(units: Sequence[Sequence[Outcome]], figure: Callable[[Outcome, Doubles], float]) -> str:
     """Returns a figure by both rules and its change, with the standard error over units."""
     before = [float(np.mean([figure(o, o.argmax) for o in unit])) for unit in units]
     after = [float(np.mean([figure(o, o.balanced) for o in unit])) for unit in units]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from bench.quality.images import BACKBONE, Floats, ImageSet, Ints
+from bench.quality.images import BACKBONE, ImageSet
 from service.contract import FeatureBased, ImageSource, JobSpec
 from service.domain import Figure, Framing
 from service.ingest.packs import Location
 from trainer import backbones, evaluate, folds, framing, groups
+from trainer.arrays import Doubles, Floats, Ints
 from trainer.data import Files, Part
 from trainer.features import Features
 from trainer.job import Job
@@ -22,7 +22,6 @@ from trainer.methods import feature_based
 from trainer.methods.feature_based import Choice, FittedHead
 from trainer.reporting import calibration
 
-Doubles = npt.NDArray[np.float64]
 Grouping = Literal["found", "given", "lone"]
 
 

@@ -16,10 +16,9 @@ import numpy.typing as npt
 from service.engine.head import Head
 from trainer import linear
 from trainer.adaptation import frozen
+from trainer.arrays import Floats, Ints
 from trainer.reporting import comparisons
 
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]
 
 WORTH = 0.05

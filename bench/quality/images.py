@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -26,11 +25,8 @@ from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime, Session
 from service.ops.cpus import available_cores
 from trainer import backbones, export, framing, groups, quantise
+from trainer.arrays import Floats, Ints, Looks
 from trainer.backbone_file import BackboneFile
-
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
 
 BACKBONE = "efficientnet_lite0"
 WANTED = (
@@ -60,7 +56,7 @@ class ImageSet:
     targets: Ints
     """[n], places in `classes`."""
     classes: tuple[str, ...]
-    looks: Hashes
+    looks: Looks
     """Difference hashes [n], as the service's reader makes them."""
     scenes: Ints
     """[n], equal for images that belong together, as far as the trainer sees in the whole set, and
@@ -269,7 +265,7 @@ class Kept:
 
     def _views(
         self, name: str, files: Sequence[LabelledFile], frames: int
-    ) -> tuple[dict[Framing, Floats], Hashes, Floats]:
+    ) -> tuple[dict[Framing, Floats], Looks, Floats]:
         """Returns features by framing, difference hashes, and aspects of images."""
         encoded = [file.read() for file in files]
         content = hashlib.sha256(_MADE_AS)
@@ -277,7 +273,7 @@ class Kept:
             content.update(hashlib.sha256(data).digest())
         views: dict[Framing, Floats] = {}
 
-        def see(framing: Framing) -> tuple[Hashes, Floats]:
+        def see(framing: Framing) -> tuple[Looks, Floats]:
             digest = content.hexdigest()[:16]
             kept = (
                 self._folder
@@ -303,7 +299,7 @@ class Kept:
 
     def _compute(
         self, encoded: Sequence[bytes], frames: int, framing: Framing
-    ) -> tuple[Floats, Hashes, Floats]:
+    ) -> tuple[Floats, Looks, Floats]:
         if self._loaded is None:
             self._loaded = self._file.load()
         session = self._loaded

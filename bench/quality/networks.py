@@ -21,8 +21,7 @@ from scipy.special import log_softmax
 
 from bench.quality import images as measured_on
 from bench.quality import probabilities
-from bench.quality.frozen_job import Doubles
-from bench.quality.images import BACKBONE, ImageSet, Ints, LabelledFile
+from bench.quality.images import BACKBONE, ImageSet, LabelledFile
 from bench.quality.probabilities import Asked
 from service.contract import (
     BACKBONE_FILE,
@@ -40,6 +39,7 @@ from service.engine import preprocess
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from trainer import train
+from trainer.arrays import Doubles, Ints
 
 _BATCH = 8
 _MOST_ASKED = 300

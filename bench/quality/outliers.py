@@ -15,10 +15,11 @@ import numpy as np
 from scipy import stats
 
 from bench.quality.document import Section
-from bench.quality.images import Floats, ImageSet, Ints
+from bench.quality.images import ImageSet
 from bench.quality.measuring import Measuring, Sets
 from service.engine.head import Head
 from trainer import folds, linear, outliers
+from trainer.arrays import Floats, Ints
 
 PER_CLASS = (5, 20, 50)
 RATES = (0.01, 0.05, 0.2)

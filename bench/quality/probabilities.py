@@ -12,9 +12,9 @@ import numpy as np
 
 from bench.quality import frozen_job
 from bench.quality.document import Section, share
-from bench.quality.frozen_job import Doubles
-from bench.quality.images import ImageSet, Ints, data_root, find
+from bench.quality.images import ImageSet, data_root, find
 from bench.quality.measuring import Measuring, Sets
+from trainer.arrays import Doubles, Ints
 
 BINS = 15
 LEAST_POOLED = 1000

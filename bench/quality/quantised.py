@@ -14,12 +14,11 @@ from scipy import stats
 
 from bench.quality import frozen_job
 from bench.quality.document import Section, half_width, interval
-from bench.quality.frozen_job import Doubles
-from bench.quality.images import Floats, ImageSet, Ints, Kept, data_root, find
+from bench.quality.images import ImageSet, Kept, data_root, find
 from bench.quality.measuring import Measuring, Sets
 from service.domain import Framing
 from trainer import folds, groups
-from trainer.arrays import Bools
+from trainer.arrays import Bools, Doubles, Floats, Ints
 from trainer.gate import non_inferiority
 from trainer.intervals import Z_95, clustered_se
 from trainer.reporting.comparisons import Measured, compare

@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.quality import images
 from bench.quality.document import Section, share
-from bench.quality.images import Floats, Ints, LabelledFile
+from bench.quality.images import LabelledFile
 from bench.quality.measuring import Measuring, Sets
 from bench.quality.outliers import by_set, half_width, mean_of
 from service.contract import RankedBackbone
@@ -28,7 +28,7 @@ from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.ops.cpus import available_cores
 from trainer import backbones, export, folds, linear, ranking, transferability
-from trainer.arrays import Doubles
+from trainer.arrays import Doubles, Floats, Ints
 from trainer.backbone_file import BackboneFile
 from trainer.ranked_backbone import losses_of
 

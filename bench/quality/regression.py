@@ -12,8 +12,9 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegressionCV
 
-from bench.quality.frozen_job import Cost, Doubles, Stopwatch
-from bench.quality.images import Floats, ImageSet, Ints
+from bench.quality.frozen_job import Cost, Stopwatch
+from bench.quality.images import ImageSet
+from trainer.arrays import Doubles, Floats, Ints
 
 FOLDS = 5
 

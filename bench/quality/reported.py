@@ -16,9 +16,9 @@ import numpy as np
 
 from bench.quality import frozen_job
 from bench.quality.document import Section, mean, share
-from bench.quality.frozen_job import Doubles
-from bench.quality.images import ImageSet, Ints
+from bench.quality.images import ImageSet
 from bench.quality.measuring import Measuring, Sets
+from trainer.arrays import Doubles, Ints
 
 Stratum = Literal["plain", "bursts", "bursts, scenes given", "nine to one", "at most ten a class"]
 STRATA: tuple[Stratum, ...] = get_args(Stratum)

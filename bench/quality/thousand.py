@@ -8,8 +8,9 @@ import numpy as np
 
 from bench.quality import frozen_job
 from bench.quality.document import Section
-from bench.quality.images import FRAMES, ImageSet, Ints
+from bench.quality.images import FRAMES, ImageSet
 from bench.quality.measuring import Measuring, Sets
+from trainer.arrays import Ints
 
 CLASSES = 1000
 OFF = 0.03

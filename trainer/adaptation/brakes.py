@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from trainer.adaptation.criterion import MARGIN, Floats
-from trainer.arrays import Doubles, Ints
+from trainer.adaptation.criterion import MARGIN
+from trainer.arrays import Doubles, Floats, Ints
 
 Doubt = Literal["", "not_better", "one_class", "classes_unseen", "neighbours_disagree"]
 """Why source-only is to be preferred, "" where it is not: adapting does not look better by

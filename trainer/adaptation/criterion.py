@@ -18,13 +18,10 @@ of few classes: `trainer.adaptation.brakes`.
 """
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from trainer.arrays import Doubles, Ints
-
-Floats = npt.NDArray[np.floating]
+from trainer.arrays import Doubles, Floats, Ints
 
 NEIGHBOURS = 5
 MARGIN = 0.03

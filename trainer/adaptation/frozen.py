@@ -17,8 +17,8 @@ from service.ops.cpus import available_cores
 from trainer.adaptation.alignment import Head, Space, correlation_alignment, standardise, unscaled
 from trainer.adaptation.brakes import Doubt, doubt, seen
 from trainer.adaptation.confusion import classify, unconfuse
-from trainer.adaptation.criterion import MARGIN, Floats, Neighbourhood
-from trainer.arrays import Doubles, Ints
+from trainer.adaptation.criterion import MARGIN, Neighbourhood
+from trainer.arrays import Doubles, Floats, Ints
 from trainer.folds import deal
 
 SOURCE_ONLY = "source_only"

@@ -7,11 +7,8 @@ many are drawn with the seed.
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from trainer.arrays import Doubles
-
-Floats = npt.NDArray[np.floating]
+from trainer.arrays import Doubles, Floats
 
 SAMPLE = 1000
 """Images of a domain at most: the cost grows with their square and cube."""

@@ -9,12 +9,9 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from trainer import intervals
-from trainer.arrays import Bools, Doubles, Ints
-
-Floats = npt.NDArray[np.floating]
+from trainer.arrays import Bools, Doubles, Floats, Ints
 
 MOST_BINS = 15
 LEAST_BINS = 5

@@ -8,13 +8,10 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from scipy.special import betainc
 
 from trainer import intervals
-from trainer.arrays import Doubles, Ints
-
-Floats = npt.NDArray[np.floating]
+from trainer.arrays import Doubles, Floats, Ints
 
 SIGNIFICANT = 0.05
 UNCORRECTED = "each p-value is of its own comparison: of several comparisons, uncorrected"

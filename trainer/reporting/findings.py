@@ -9,21 +9,18 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from service.contract import BackbonesRanked
 from service.domain import MeasuredOn
 from trainer.adaptation.brakes import Doubt
-from trainer.arrays import Ints
+from trainer.arrays import Floats, Ints
 from trainer.groups import Groups
 from trainer.measuring import Measured
 from trainer.reporting import label_errors
 from trainer.reporting.comparisons import Comparison
 from trainer.reporting.label_errors import Suspect
 from trainer.reporting.rules import Rules
-
-Floats = npt.NDArray[np.floating]
 
 _SCORE_BINS = 24
 

@@ -12,13 +12,9 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from trainer.arrays import Doubles, Ints
+from trainer.arrays import Bools, Doubles, Floats, Ints
 from trainer.intervals import wilson
-
-Floats = npt.NDArray[np.floating]
-Flags = npt.NDArray[np.bool_]
 
 RECALL_FLOOR = 0.5
 """The least lower end of the 95 % interval of a class's recall at which its labels are doubted:
@@ -51,7 +47,7 @@ class Suspect(msgspec.Struct, frozen=True):
     """Estimated probability that the folder is wrong, and not the model; see `find`."""
 
 
-def recognised(sets: Sequence[tuple[Floats, Ints, Ints]], classes: int) -> Flags:
+def recognised(sets: Sequence[tuple[Floats, Ints, Ints]], classes: int) -> Bools:
     """Finds the classes that the model knows well enough to doubt their labels, bool [classes].
 
     Pools sets, each probabilities [n, classes] of images that were not learned from,
@@ -72,7 +68,7 @@ def recognised(sets: Sequence[tuple[Floats, Ints, Ints]], classes: int) -> Flags
     return np.array(lows) >= RECALL_FLOOR
 
 
-def find(probabilities: Floats, targets: Ints, trusted: Flags) -> list[Suspect]:
+def find(probabilities: Floats, targets: Ints, trusted: Bools) -> list[Suspect]:
     """Finds suspects, most suspicious first; none of a class that is not `trusted` [classes].
 
     `probabilities` [n, classes] must come from heads that did not learn the image.
@@ -119,7 +115,7 @@ def find(probabilities: Floats, targets: Ints, trusted: Flags) -> list[Suspect]:
     ]
 
 
-def _chances(probabilities: Floats, targets: Ints, doubted: Flags) -> Doubles:
+def _chances(probabilities: Floats, targets: Ints, doubted: Bools) -> Doubles:
     """Probability [n] that each image's label is wrong, 0 where it is not `doubted` [n].
 
     By all images and by those under the same label alone, whichever is lower: a model
