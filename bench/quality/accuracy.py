@@ -16,6 +16,7 @@ from bench.quality.frozen_job import Cost
 from bench.quality.images import ImageSet
 from bench.quality.measuring import Measuring, Sets
 from trainer.arrays import Doubles
+from trainer.evaluate import cross_entropy
 
 ASKED = (2, 5, 10, 20, 50)
 """Images of each class; of a set whose smallest class is small, half of that class at most."""
@@ -76,8 +77,8 @@ def measure(images: ImageSet, per_class: int, seed: int) -> Outcome:
     theirs = regression.ask(train, test)
 
     def side(p: Doubles, cost: Cost) -> Side:
-        targets = test.targets
-        return Side(regression.accuracy(p, targets), regression.log_loss(p, targets), cost)
+        right = p.argmax(axis=1) == test.targets
+        return Side(float(right.mean()), cross_entropy(p, test.targets), cost)
 
     return Outcome(
         images.name,

@@ -20,6 +20,7 @@ from trainer import folds, groups, linear
 from trainer.arrays import Doubles, Ints
 from trainer.data import Part
 from trainer.measuring import Measured, deciding
+from trainer.methods.feature_based import as_head
 from trainer.reporting import rules
 
 RATIO = 9
@@ -152,10 +153,7 @@ def _fitted(job: ImageSet, seed: int) -> tuple[Head, Measured | None]:
     fitted = linear.fit(
         job.features, job.targets, len(job.classes), None, seed, threads=1, folds=dealt
     )
-    weight, bias = fitted.weight.astype(np.float32), fitted.bias.astype(np.float32)
-    head = deciding(
-        Head(weight, bias, job.classes, temperature=fitted.temperature), job.targets, ARGMAX
-    )
+    head = deciding(as_head(fitted, job.classes), job.targets, ARGMAX)
     answers = fitted.out_of_fold
     if answers is None or (there := ~np.isnan(answers[:, 0])).sum() == 0:
         return head, None

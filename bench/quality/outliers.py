@@ -14,12 +14,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 from scipy import stats
 
-from bench.quality.document import Section
+from bench.quality.document import Section, half_width
 from bench.quality.images import ImageSet
 from bench.quality.measuring import Measuring, Sets
 from service.engine.head import Head
 from trainer import folds, linear, outliers
 from trainer.arrays import Floats, Ints
+from trainer.methods.feature_based import as_head
 
 PER_CLASS = (5, 20, 50)
 RATES = (0.01, 0.05, 0.2)
@@ -118,12 +119,7 @@ def _fitted(features: Floats, targets: Ints) -> tuple[Head, list[outliers.Fitted
     classes = int(targets.max()) + 1
     dealt = folds.deal(targets)
     fitted = linear.fit(features, targets, classes, None, 0, threads=1, folds=dealt)
-    head = Head(
-        fitted.weight.astype(np.float32),
-        fitted.bias.astype(np.float32),
-        tuple(map(str, range(classes))),
-        fitted.temperature,
-    )
+    head = as_head(fitted, tuple(map(str, range(classes))))
     if fitted.out_of_fold is None:
         return head, None
     train = outliers.Images(features, outliers.logarithms(fitted.out_of_fold))
@@ -196,11 +192,3 @@ def by_set(rows: Sequence[T]) -> list[list[T]]:
 def mean_of(values: Sequence[float]) -> float:
     """Returns the mean; NaN of none."""
     return sum(values) / len(values) if values else math.nan
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Returns half of the 95 % t-interval of a mean; infinite for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return math.inf
-    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))

@@ -16,20 +16,20 @@ import msgspec
 import numpy as np
 
 from bench.quality import images
-from bench.quality.document import Section, share
+from bench.quality.document import Section, half_width, share
 from bench.quality.images import LabelledFile
 from bench.quality.measuring import Measuring, Sets
-from bench.quality.outliers import by_set, half_width, mean_of
+from bench.quality.outliers import by_set, mean_of
 from service.contract import RankedBackbone
 from service.domain import DEFAULT_DECODING
 from service.engine import preprocess
-from service.engine.head import Head
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.ops.cpus import available_cores
 from trainer import backbones, export, folds, linear, ranking, transferability
 from trainer.arrays import Doubles, Floats, Ints
 from trainer.backbone_file import BackboneFile
+from trainer.methods import feature_based
 from trainer.ranked_backbone import losses_of
 
 PER_CLASS = (5, 20, 50)
@@ -159,7 +159,8 @@ def measure(name: str, seen: Sequence[Seen], targets: Ints, per_class: int, seed
             image_ms=one.image_ms,
         )
         scored.append(_Scored(row, losses))
-        head = _head(features, learned)
+        names = tuple(map(str, range(len(kept))))
+        head = feature_based.linear_probe(features, learned, None, names, 0, threads=1)
         said = head.log_probabilities(one.features[test])
         right = said.argmax(axis=1) == asked
         loss = -float(said[np.arange(len(asked)), asked].mean())
@@ -168,13 +169,6 @@ def measure(name: str, seen: Sequence[Seen], targets: Ints, per_class: int, seed
         Row(name, per_class, pool, tuple(entrants[:count]), _first(scored[:count], len(train)))
         for pool, count in POOLS.items()
     ]
-
-
-def _head(features: Floats, targets: Ints) -> Head:
-    classes = int(targets.max()) + 1
-    fitted = linear.fit(features, targets, classes, None, 0, threads=1)
-    weight, bias = fitted.weight.astype(np.float32), fitted.bias.astype(np.float32)
-    return Head(weight, bias, tuple(map(str, range(classes))), fitted.temperature)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegressionCV
 
 from bench.quality.frozen_job import Cost, Stopwatch
 from bench.quality.images import ImageSet
-from trainer.arrays import Doubles, Floats, Ints
+from trainer.arrays import Doubles
+from trainer.evaluate import cross_entropy
 
 FOLDS = 5
 
@@ -31,7 +32,7 @@ class Answers:
 def ask(train: ImageSet, test: ImageSet) -> Answers:
     """Fits both to `train` and returns the better one's answers to `test`."""
     both = (_ask(train, test, is_standardised=standardised) for standardised in (False, True))
-    return min(both, key=lambda found: log_loss(found.probabilities, test.targets))
+    return min(both, key=lambda found: cross_entropy(found.probabilities, test.targets))
 
 
 def _ask(train: ImageSet, test: ImageSet, *, is_standardised: bool) -> Answers:
@@ -51,13 +52,3 @@ def _ask(train: ImageSet, test: ImageSet, *, is_standardised: bool) -> Answers:
         model.fit(x @ axes.T, train.targets)
     cost = stopwatch.cost()
     return Answers(model.predict_proba((test.features - mean) / scale @ axes.T), cost)
-
-
-def accuracy(p: Floats, targets: Ints) -> float:
-    """Returns the share of probabilities [n, classes] whose largest is of the class."""
-    return float((p.argmax(axis=1) == targets).mean())
-
-
-def log_loss(p: Floats, targets: Ints) -> float:
-    """Returns the mean of -log of the probability of the class, nats."""
-    return float(-np.log(np.maximum(p[np.arange(len(targets)), targets], 1e-12)).mean())

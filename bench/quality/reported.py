@@ -18,6 +18,7 @@ from bench.quality import frozen_job
 from bench.quality.document import Section, mean, share
 from bench.quality.images import ImageSet
 from bench.quality.measuring import Measuring, Sets
+from trainer import evaluate
 from trainer.arrays import Doubles, Ints
 
 Stratum = Literal["plain", "bursts", "bursts, scenes given", "nine to one", "at most ten a class"]
@@ -150,7 +151,7 @@ def measure(drawn: Drawn) -> Outcome | None:
     served = job.probabilities(drawn.held_out)
     targets = drawn.held_out.targets
     right = (served.argmax(axis=1) == targets).astype(np.float64)
-    losses = -np.log(np.maximum(served[np.arange(len(targets)), targets], 1e-12))
+    losses = evaluate.losses(served, targets)
     shares = np.bincount(drawn.train.targets, minlength=len(drawn.train.classes)) / len(drawn.train)
     true, error = by_scenes(right, targets, drawn.held_out.scenes, shares)
     true_loss, _ = by_scenes(losses, targets, drawn.held_out.scenes, shares)

@@ -11,6 +11,7 @@ from bench.quality.document import Section
 from bench.quality.images import FRAMES, ImageSet
 from bench.quality.measuring import Measuring, Sets
 from trainer.arrays import Ints
+from trainer.evaluate import cross_entropy
 
 CLASSES = 1000
 OFF = 0.03
@@ -89,7 +90,6 @@ def measure(train: ImageSet, held_out: ImageSet, seed: int) -> Outcome:
     job = frozen_job.run(train, seed, "lone")
     assert job.figure is not None
     served = job.probabilities(held_out)
-    true = served[np.arange(len(held_out)), held_out.targets]
     return Outcome(
         train.name,
         len(train.classes),
@@ -98,7 +98,7 @@ def measure(train: ImageSet, held_out: ImageSet, seed: int) -> Outcome:
         float((served.argmax(axis=1) == held_out.targets).mean()),
         float(served.max(axis=1).mean()),
         job.figure.loss,
-        float(-np.log(np.maximum(true, 1e-12)).mean()),
+        cross_entropy(served, held_out.targets),
     )
 
 

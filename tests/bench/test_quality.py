@@ -16,7 +16,6 @@ from bench.quality import (
     frozen_job,
     gates,
     harm,
-    harmful,
     images,
     probabilities,
     reported,
@@ -285,7 +284,7 @@ def test_harm_that_is_not_caught_misses_the_bound() -> None:
         return harm.Row("a", "b", "whole", 0, 100, 0.5, adapted, low, high, is_caught)
 
     rows = [row(0.4, True)] * 3 + [row(0.4, False)] + [row(0.7, False)] * 9 + [row(0.7, True)]
-    (_, is_harm_caught), (_, is_gain_kept) = harmful.section(rows).bounds
+    (_, is_harm_caught), (_, is_gain_kept) = harm.section(rows).bounds
     assert not is_harm_caught
     assert is_gain_kept
-    assert not harmful.section([*rows, row(0.7, True)]).bounds[1][1]
+    assert not harm.section([*rows, row(0.7, True)]).bounds[1][1]

@@ -71,7 +71,7 @@ class FittedHead:
 def linear_probe(
     features: Floats,
     targets: Ints,
-    folds: Ints,
+    folds: Ints | None,
     classes: tuple[str, ...],
     seed: int,
     threads: int = 0,
@@ -81,6 +81,11 @@ def linear_probe(
     fitted = linear.fit(
         features, targets, len(classes), None, seed, on_progress, threads=threads, folds=folds
     )
+    return as_head(fitted, classes)
+
+
+def as_head(fitted: linear.Fitted, classes: tuple[str, ...]) -> Head:
+    """Returns what was fitted, as it serves."""
     weight, bias = fitted.weight.astype(np.float32), fitted.bias.astype(np.float32)
     return Head(weight, bias, classes, temperature=fitted.temperature)
 
@@ -131,12 +136,7 @@ def fit_head(
         folds=folds,
     )
     chosen = seen[fitted.chosen]
-    head = Head(
-        weight=fitted.weight.astype(np.float32),
-        bias=fitted.bias.astype(np.float32),
-        classes=classes,
-        temperature=fitted.temperature,
-    )
+    head = as_head(fitted, classes)
     send(Progressed("training", 1.0, "the head is fitted"))
     train = chosen.candidate.rows[: len(targets)]
     learned = head.probabilities(train)
