@@ -44,12 +44,10 @@ def main() -> None:
         given_or_written(arguments.folder) as folder,
         tempfile.TemporaryDirectory() as data,
     ):
-        with service(Path(data), "--warm-trainers=0") as running, Client(running.address) as client:
-            client.wait_ready(30)
-            fine_tune(client, folder, arguments.backbone)
+        with service(Path(data), "--warm-trainers=0") as running:
+            fine_tune(running, folder, arguments.backbone)
         flags = ("--warm-trainers=0", "--drain-s=1", "--failpoints=hang@job.preparing")
         with service(Path(data), *flags) as running, Client(running.address) as client:
-            client.wait_ready(30)
             job = client.fine_tune(folder, name="watched").job_id
             to = (running.address, folder, "--pid", running.pid)
             capacity = measured("load", *to, "--callers", 32, "--seconds", 10)["per_second"]

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import grpc
 import psutil
-from graftml import Client
 from graftml_stubs.v1 import prediction_pb2, prediction_pb2_grpc
 
 from bench.photographs import given_or_written
@@ -44,9 +43,8 @@ def main() -> None:
         tempfile.TemporaryDirectory() as data,
     ):
         flags = ("--warm-trainers=0",)
-        with service(Path(data), *flags) as running, Client(running.address) as client:
-            client.wait_ready(30)
-            fine_tune(client, folder, arguments.backbone)
+        with service(Path(data), *flags) as running:
+            fine_tune(running, folder, arguments.backbone)
         image = next(folder.rglob("*.jpg")).read_bytes()
         for _ in range(arguments.times):
             with service(Path(data), *flags) as running:

@@ -97,7 +97,6 @@ def _run(
     """Measures the jobs of one service, which has ended afterwards."""
     flags = [f"--{flag}" for flag in arguments.flags]
     with service(folder, *flags) as running, Client(running.address) as client:
-        client.wait_ready(30)
         started = time.monotonic()
         dataset = client.upload_dataset(arguments.folder).dataset_id
         upload_s = time.monotonic() - started

@@ -32,7 +32,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
-from graftml import Client
 
 from bench import model_based
 from bench.photographs import write
@@ -247,10 +246,9 @@ def one_round(
 def served(folder: Path, arguments: argparse.Namespace) -> float:
     """Measures images a second of a server with many callers, none of whose images is kept."""
     with tempfile.TemporaryDirectory() as temporary:
-        flags = (f"--provider={arguments.device}", "--recent-features-mb=0")
-        with service(Path(temporary), *flags) as running, Client(running.address) as client:
-            client.wait_ready(60)
-            fine_tune(client, folder, arguments.backbone)
+        flags = (f"--provider={arguments.device}",)
+        with service(Path(temporary), *flags) as running:
+            fine_tune(running, folder, arguments.backbone)
             line = measured(
                 "load", running.address, folder, "--pid", running.pid, "--callers", CALLERS,
                 "--seconds", arguments.seconds,

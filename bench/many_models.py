@@ -59,12 +59,10 @@ def main() -> None:
         image = next(folder.rglob("*.jpg"))
         data_dir = Path(temporary)
         with service(data_dir) as running, Client(running.address) as client:
-            client.wait_ready(30)
             job = client.fine_tune(folder, name="bench", backbone=arguments.backbone)
             job.wait(timeout_s=600)
         publish_copies(data_dir, "bench", names)
         with service(data_dir) as running, Client(running.address) as client:
-            client.wait_ready(30)
             # Warm on one model as on many: arenas grow with the load, not with the models.
             load(running, folder, arguments, "bench")
             first_answers_ms(client, image, ["bench"] * 100)

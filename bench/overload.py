@@ -16,7 +16,6 @@ import urllib.request
 from pathlib import Path
 
 import grpc
-from graftml import Client
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench.photographs import given_or_written
@@ -78,10 +77,8 @@ def main() -> None:
         given_or_written(arguments.folder) as folder,
         tempfile.TemporaryDirectory() as data,
         service(Path(data), *flags) as running,
-        Client(running.address) as client,
     ):
-        client.wait_ready(30)
-        fine_tune(client, folder, arguments.backbone)
+        fine_tune(running, folder, arguments.backbone)
         to = (running.address, folder, "--pid", running.pid)
 
         def closed(seconds: float) -> dict[str, float]:

@@ -45,9 +45,9 @@ def service(
 ) -> Iterator[Running]:
     """Runs `python -m service run` on free ports; its log goes to `data_dir`/service.log.
 
-    Settings in this process's environment do not reach it: what is measured is
-    what the flags say, else the defaults; but without `keeps_features` none of recent
-    images are kept, since benches send the same images again and again.
+    It serves when this is entered. Settings in this process's environment do not reach it: what
+    is measured is what the flags say, else the defaults; but without `keeps_features` none of
+    recent images are kept, since benches send the same images again and again.
     """
     command = [sys.executable, "-m", module, "run", "--port=0", "--metrics-port=0"]
     command += ["--recent-features-mb=0"] * (not keeps_features)
@@ -90,7 +90,7 @@ def serving(log_file: Path, process: "subprocess.Popen[bytes]") -> dict[str, Any
 
 
 def fine_tune(
-    client: Client,
+    running: Running,
     folder: Path,
     backbone: str,
     name: str = "bench",
@@ -101,11 +101,12 @@ def fine_tune(
     for label in sorted(path for path in folder.iterdir() if path.is_dir()):
         pairs += [(label.name, photo) for photo in sorted(label.rglob("*.jpg"))[:6]]
     weights = "" if backbone == "efficientnet_lite0" else "random"
-    job = client.fine_tune(
-        pairs, name=name, backbone=backbone, weights=weights, method="feature_based",
-        serving_precision=precision,
-    )  # fmt: skip
-    job.wait(timeout_s=300)
+    with Client(running.address) as client:
+        job = client.fine_tune(
+            pairs, name=name, backbone=backbone, weights=weights, method="feature_based",
+            serving_precision=precision,
+        )  # fmt: skip
+        job.wait(timeout_s=300)
 
 
 def measured(module: str, *arguments: object) -> dict[str, Any]:

@@ -94,17 +94,14 @@ def main() -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(given_or_written(arguments.folder))
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        with service(temporary / "off") as running, Client(running.address) as client:
-            client.wait_ready(30)
-            fine_tune(client, folder, arguments.backbone)
+        with service(temporary / "off") as running:
+            fine_tune(running, folder, arguments.backbone)
         publish_copies(temporary / "off", "bench", names)
         publish_near_empty(temporary / "off", NEAR_EMPTY)
         shutil.copytree(temporary / "off", temporary / "on")
         off = stack.enter_context(service(temporary / "off"))
         on = stack.enter_context(service(temporary / "on", keeps_features=True))
         without, keeping = (stack.enter_context(Client(each.address)) for each in (off, on))
-        for client in (without, keeping):
-            client.wait_ready(30)
         kinds = calls(without, keeping, folder, names)
         one_round(kinds, 5)
         rounds = [one_round(kinds, arguments.calls) for _ in range(arguments.rounds)]

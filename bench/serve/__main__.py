@@ -161,11 +161,10 @@ def versions(data_dir: Path, folder: Path, backbone: str) -> Iterator[tuple[str,
         publish_near_empty(data_dir, "auto")
         asked = ("auto",)
     with service(data_dir, "--warm-trainers=0") as running, Client(running.address) as client:
-        client.wait_ready(30)
         for name in (each for each in asked if each != first):
             log(f"{backbone}, {name}: makes a version, and measures its providers")
             if backbone != NEAR_EMPTY:
-                fine_tune(client, folder, backbone, name, name)
+                fine_tune(running, folder, backbone, name, name)
             client.predict(photos(folder, 1), model=name)
             wait_until_measured(running.metrics_url)
             precision, made = version(client, data_dir, name)
