@@ -230,6 +230,11 @@ KINDS: Final[Mapping[Reason, type[GraftError]]] = {
 """Maps every reason to its kind."""
 
 
+def bad_field(field: str, message: str) -> InvalidInput:
+    """Makes the error of a request's field that is not allowed."""
+    return InvalidInput(Reason.INVALID_FIELD, message, field=field)
+
+
 def unloadable(kind: str, what: str) -> Damaged:
     """Makes the error of a stored `kind` of file, such as "backbone", that cannot be used."""
     return Damaged(

@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, bad_field
 from service.ingest.index import IndexedImage
 from service.ingest.names import shown
 
@@ -94,4 +94,4 @@ def _check_pattern(pattern: str) -> None:
 
 
 def _wrong(field: str, message: str) -> InvalidInput:
-    return InvalidInput(Reason.INVALID_FIELD, message, field=f"grouping.{field}")
+    return bad_field(f"grouping.{field}", message)

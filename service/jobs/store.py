@@ -16,7 +16,7 @@ import msgspec
 
 from service.contract import DEFAULT_BACKBONE
 from service.domain import JobKind, JobState, check_name
-from service.errors import AlreadyExists, InvalidInput, Reason, WrongState
+from service.errors import AlreadyExists, Reason, WrongState, bad_field
 from service.jobs import records
 from service.jobs.records import JobEvent, JobRecord, StateChanged, found, record_of
 from service.jobs.request import JobRequest, RankRequest, check_request_id
@@ -148,10 +148,9 @@ class JobStore:
         Those of a job that ended long ago may be gone, but for the last.
         """
         if after_sequence < 0:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
+            raise bad_field(
+                "after_sequence",
                 f"after_sequence is {after_sequence}: it must be 0 (for all events) or more",
-                field="after_sequence",
             )
         with self.database.read() as connection:
             kept = connection.execute(

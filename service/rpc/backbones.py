@@ -12,11 +12,10 @@ from grpc import aio
 from service import backbones as registry
 from service.auth import principal
 from service.backbones import ONNX, Backbone
-from service.errors import InvalidInput, Reason
+from service.errors import bad_field
 from service.jobs.weights import available
 from service.rpc import uploads
 from service.rpc.codec.models import timestamp
-from service.rpc.uploads import bad
 from service.storage import pagination
 from service.storage.registered import (
     BackboneStore,
@@ -58,9 +57,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
 
     def _begin(self, description: pb.BackboneDescription) -> BackboneUpload:
         if description.layout not in pb.ImageLayout.values():
-            raise bad(
-                f"description.layout {description.layout} is none: use a value of ImageLayout",
+            raise bad_field(
                 "description.layout",
+                f"description.layout {description.layout} is none: use a value of ImageLayout",
             )
         return self._backbones.begin(
             Description(
@@ -115,10 +114,8 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         """See backbone.proto."""
         name = ONNX + request.name.removeprefix(ONNX)
         if not registry.is_registered(name) or request.name in registry.BACKBONES:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                f"{request.name[:80]!r} is not a registered backbone's name: onnx/NAME is",
-                field="name",
+            raise bad_field(
+                "name", f"{request.name[:80]!r} is not a registered backbone's name: onnx/NAME is"
             )
         await asyncio.to_thread(self._backbones.delete, name, principal.current().tenant)
         return pb.DeleteBackboneResponse()
@@ -126,7 +123,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
 
 def _take(upload: BackboneUpload, message: pb.RegisterBackboneRequest) -> None:
     if message.WhichOneof("part") != "chunk":
-        raise bad("a message holds no `chunk`", "part")
+        raise bad_field("part", "a message holds no `chunk`")
     upload.write(message.chunk)
 
 

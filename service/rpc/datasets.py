@@ -10,10 +10,10 @@ from grpc import aio
 
 from service.auth import principal
 from service.auth.principal import Principal
+from service.errors import bad_field
 from service.jobs.uninterrupted import in_long_thread
 from service.rpc import uploads
 from service.rpc.codec import datasets as codec
-from service.rpc.uploads import bad
 from service.storage.dataset_edits import DatasetEdits
 from service.storage.datasets import DatasetStore, Upload
 
@@ -171,12 +171,14 @@ def _take(upload: Upload, message: pb.UploadDatasetRequest | pb.AddImagesRequest
     elif part == "image":
         add_image(upload, message.image, "image")
     else:
-        raise bad("a message holds neither `archive_chunk` nor `image`", "part")
+        raise bad_field("part", "a message holds neither `archive_chunk` nor `image`")
 
 
 def add_image(upload: Upload, image: pb.LabelledImage, field: str) -> None:
     """Adds one image of a request; `field` names its place in errors."""
     if image.split not in codec.SPLITS:
-        raise bad(f"{field}.split {image.split} is none: use a value of Split", f"{field}.split")
+        raise bad_field(
+            f"{field}.split", f"{field}.split {image.split} is none: use a value of Split"
+        )
     part = codec.SPLITS[image.split]
     upload.add_image(image.label, image.content, image.filename, part, image.group)

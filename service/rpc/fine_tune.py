@@ -14,7 +14,7 @@ from grpc import aio
 from service.auth import principal
 from service.contract import DataFound, ExportedBackbone
 from service.domain import JobKind, JobState, check_name
-from service.errors import Expired, InvalidInput, Reason, WrongState
+from service.errors import Expired, Reason, WrongState, bad_field
 from service.ingest.labels import canonical
 from service.jobs import weights
 from service.jobs.lineage import Lineage
@@ -260,11 +260,10 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
     ) -> AsyncIterator[pb.WatchJobResponse]:
         """See fine_tuning.proto."""
         if request.after_sequence < 0:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
+            raise bad_field(
+                "after_sequence",
                 f"after_sequence is {request.after_sequence}: it must be 0 (for all events) or "
                 "more",
-                field="after_sequence",
             )
         after = request.after_sequence
         async for event in self._watcher.follow(request.job_id, principal.current().tenant, after):

@@ -11,7 +11,7 @@ from grpc import aio
 from service.auth import principal
 from service.domain import LATEST, Manifest, ModelKey
 from service.engine.exporter import Exporter
-from service.errors import InvalidInput, Reason
+from service.errors import bad_field
 from service.rpc.codec import models as codec
 from service.storage.models import ModelStore
 from service.storage.version_rows import ModelRecord, VersionRecord
@@ -139,10 +139,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> pb.GetReportResponse:
         """See model.proto."""
         if request.format not in pb.ReportFormat.values():
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
+            raise bad_field(
+                "format",
                 f"format {request.format} is none: use REPORT_FORMAT_JSON or REPORT_FORMAT_HTML",
-                field="format",
             )
         html = request.format == pb.REPORT_FORMAT_HTML
 

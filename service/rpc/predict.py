@@ -15,7 +15,7 @@ from service.auth import principal
 from service.domain import Decision, ModelFiles, ModelKey
 from service.engine import preprocess
 from service.engine.engine import AskedModel, Decode, Engine
-from service.errors import InvalidInput, NotFound, Reason
+from service.errors import NotFound, bad_field
 from service.rpc import bounded_pipeline, status
 from service.rpc.codec import decisions, predictions
 from service.storage.models import ModelStore
@@ -58,7 +58,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     async def _answer(self, item: pb.PredictStreamRequest) -> pb.PredictStreamResponse:
         try:
             if len(item.id) > _MAX_ID_CHARS:
-                raise _bad("id", f"the id has more than {_MAX_ID_CHARS} characters")
+                raise bad_field("id", f"the id has more than {_MAX_ID_CHARS} characters")
             response = await self._predict(item.request, self._timeout_s)
             return pb.PredictStreamResponse(id=item.id, response=response)
         except Exception as error:
@@ -90,24 +90,24 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     def _check(self, request: pb.PredictRequest) -> None:
         models, images = len(request.models), len(request.images)
         if not models:
-            raise _bad("models", "the request names no model: name at least one")
+            raise bad_field("models", "the request names no model: name at least one")
         if models > MAX_MODELS:
-            raise _bad(
+            raise bad_field(
                 "models",
                 f"the request names {models} models, more than the {MAX_MODELS} that one call may "
                 "ask: ask them in several calls",
             )
         if not images:
-            raise _bad("images", "the request holds no images: send at least one")
+            raise bad_field("images", "the request holds no images: send at least one")
         if images * models > self._max_images:
             asked = f" for {models} models, {images * models} answers" if models > 1 else ""
-            raise _bad(
+            raise bad_field(
                 "images",
                 f"the request holds {images} images{asked}, more than the {self._max_images} that "
                 "one call may bring: send them in several calls",
             )
         if request.top_k < 0:
-            raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
+            raise bad_field("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
 
     async def _files(self, spec: pb.ModelSpec, at: int) -> ModelFiles:
         which = spec.WhichOneof("which")
@@ -151,15 +151,11 @@ def _decode(image: pb.Image, index: int) -> Decode:
         return preprocess.Encoded(lambda: image.encoded)
     if kind == "tensor":
         if image.tensor.data_type not in (pb.DATA_TYPE_UINT8, pb.DATA_TYPE_FLOAT32):
-            raise _bad(
+            raise bad_field(
                 f"images[{index}].tensor.data_type",
                 f"images[{index}].tensor.data_type must be DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
             )
         tensor = image.tensor
         is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
         return preprocess.Tensor(lambda: tensor.data, tensor.shape, is_float=is_float)
-    raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
-
-
-def _bad(field: str, message: str) -> InvalidInput:
-    return InvalidInput(Reason.INVALID_FIELD, message, field=field)
+    raise bad_field(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
-from service.errors import Expired, InvalidInput, Reason
+from service.errors import Expired, Reason, bad_field
 from service.jobs.uninterrupted import in_long_thread, uninterrupted
 
 Stored = TypeVar("Stored")
@@ -54,7 +54,7 @@ async def received(
 
     message = await next_message()
     if message is None or message.WhichOneof("part") != first:
-        raise bad(f"the stream must begin with the {first}", first)
+        raise bad_field(first, f"the stream must begin with the {first}")
     upload = await _begun(begin, getattr(message, first))
     try:
         count = 0
@@ -63,14 +63,14 @@ async def received(
             if message is None or message.WhichOneof("part") == "end":
                 break
             if message.WhichOneof("part") == first:
-                raise bad(f"the {first} came twice: send it once, first", first)
+                raise bad_field(first, f"the {first} came twice: send it once, first")
             await in_long_thread(take, upload, message)
             count += 1
         if message is None or message.end.message_count != count:
-            raise bad(
+            raise bad_field(
+                "end",
                 f"the upload was cut off after {count} messages, without the `end` that tells "
                 "how many there are: send it again",
-                "end",
             )
         return await in_long_thread(upload.finish)
     finally:
@@ -94,8 +94,3 @@ async def _abort_begun(beginning: "asyncio.Task[Upload[Stored]]") -> None:
     await asyncio.wait({beginning})
     if beginning.exception() is None:
         await in_long_thread(beginning.result().abort)
-
-
-def bad(message: str, field: str) -> InvalidInput:
-    """Makes the error of a message of the stream."""
-    return InvalidInput(Reason.INVALID_FIELD, message, field=field)

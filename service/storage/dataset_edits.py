@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.errors import InvalidInput, Reason, Unavailable
+from service.errors import Reason, Unavailable, bad_field
 from service.ingest import edits
 from service.ingest import index as indexes
 from service.ingest.edits import Edited
@@ -132,10 +132,9 @@ class DatasetEdits:
         (STORAGE_BUSY) where other calls change its datasets all the while.
         """
         if not _DIGEST.fullmatch(image_digest):
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
+            raise bad_field(
+                "image_digest",
                 f"{shown(image_digest)} is not a sha256: give 64 hexadecimal digits, in lower case",
-                field="image_digest",
             )
         records = self._keeper.erase(image_digest, tenant, self._go_on)
         self._forget(tenant, image_digest)
@@ -179,8 +178,6 @@ class DatasetEdits:
 
 def _check_named(field: str, named: Collection[str]) -> None:
     if not 1 <= len(named) <= MAX_NAMED:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"{field} names {len(named)} images: name 1 to {MAX_NAMED} in a call",
-            field=field,
+        raise bad_field(
+            field, f"{field} names {len(named)} images: name 1 to {MAX_NAMED} in a call"
         )

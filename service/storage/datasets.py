@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from service.contract import ImageSource
-from service.errors import Expired, InvalidInput, Reason, Unavailable, WrongState
+from service.errors import Expired, Reason, Unavailable, WrongState, bad_field
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.names import shown
 from service.ingest.reader import (
@@ -387,15 +387,10 @@ class DatasetStore:
 def check_display_name(display_name: str, field: str = "header.display_name") -> None:
     """Raises InvalidInput (INVALID_FIELD) for what cannot be the name of a dataset for people."""
     if len(display_name) > _MAX_DISPLAY_NAME_CHARS:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters",
-            field=field,
-        )
+        raise bad_field(field, f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters")
     if not may_name(display_name):
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            field,
             "display_name holds no control characters, nor any that turn the text around: "
             f"{shown(display_name)} cannot be one",
-            field=field,
         )

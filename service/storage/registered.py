@@ -22,7 +22,15 @@ import msgspec
 from service.backbones import ONNX
 from service.contract import PretrainedBackbone
 from service.domain import check_name
-from service.errors import Expired, Internal, InvalidInput, Reason, Unavailable, WrongState
+from service.errors import (
+    Expired,
+    Internal,
+    InvalidInput,
+    Reason,
+    Unavailable,
+    WrongState,
+    bad_field,
+)
 from service.ingest.backbone_process import Asked, Checker
 from service.ingest.names import shown
 from service.ops import failpoints
@@ -382,4 +390,4 @@ def _colour(
 
 def _bad(field: str, message: str) -> InvalidInput:
     """Returns the refusal of a field of the description."""
-    return InvalidInput(Reason.INVALID_FIELD, message, field=f"description.{field}")
+    return bad_field(f"description.{field}", message)

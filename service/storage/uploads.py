@@ -14,7 +14,7 @@ from typing import IO, Literal
 import msgspec
 
 from service.domain import PartName
-from service.errors import Expired, Internal, InvalidInput, Reason
+from service.errors import Expired, Internal, InvalidInput, Reason, bad_field
 from service.ingest import labels
 from service.ingest.archives import FILE_BYTES, ArchiveFormat, Limits
 from service.ingest.names import file_name, shown
@@ -77,24 +77,24 @@ class Upload:
         """
         with self._lock, fsync.full_disk_told():
             if self._is_unlabelled and part:
-                raise _bad(
-                    "an image without classes to learn belongs to no part: leave its split unset",
+                raise bad_field(
                     "image.split",
+                    "an image without classes to learn belongs to no part: leave its split unset",
                 )
             try:
                 labels.check_given(label, is_labelled=not self._is_unlabelled)
             except InvalidInput as error:
-                raise _bad(error.message, "image.label") from None
+                raise bad_field("image.label", error.message) from None
             if len(group) > _MAX_GROUP_CHARS or not group.isprintable():
-                raise _bad(
+                raise bad_field(
+                    "image.group",
                     f"a group has at most {_MAX_GROUP_CHARS} characters, all of them printable: "
                     f"{shown(group)} cannot be one",
-                    "image.group",
                 )
             if self._given and bool(self._given[0].part) != bool(part):
-                raise _bad(
-                    "some images name their split and some do not: set it for all or for none",
+                raise bad_field(
                     "image.split",
+                    "some images name their split and some do not: set it for all or for none",
                 )
             self._take("images", len(content) + FILE_BYTES)
             place = len(self._given) + 1
@@ -169,7 +169,9 @@ class Upload:
         if self._is_abandoned.is_set():
             raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: nothing is stored")
         if self._kind not in ("", kind):
-            raise _bad("bytes of an archive and labelled images came both: send either", "part")
+            raise bad_field(
+                "part", "bytes of an archive and labelled images came both: send either"
+            )
         self._kind = kind
         self._bytes += more
         if self._check_room is not None:
@@ -180,10 +182,6 @@ class Upload:
                 f"the upload is larger than {self._limits.max_upload_bytes} bytes, the most "
                 "allowed: send fewer or smaller images",
             )
-
-
-def _bad(what: str, field: str) -> InvalidInput:
-    return InvalidInput(Reason.INVALID_FIELD, what, field=field)
 
 
 def _ended() -> Internal:

@@ -23,7 +23,7 @@ from service.domain import (
     VersionSource,
     gate_failures,
 )
-from service.errors import GraftError, InvalidInput, NotFound, Reason
+from service.errors import GraftError, NotFound, Reason, bad_field
 from service.storage import backbone_rows, dataset_rows
 from service.storage.blobs import Blob
 from service.storage.database import Connection
@@ -330,7 +330,7 @@ def model_not_found(connection: Connection, model: ModelKey) -> GraftError:
     """
     tenant, name = model
     if not name:
-        return InvalidInput(Reason.INVALID_FIELD, "model is empty: name one", field="model")
+        return bad_field("model", "model is empty: name one")
     shown = name if len(name) <= 80 else name[:77] + "..."
     rows = [
         *connection.execute(

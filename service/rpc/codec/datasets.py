@@ -3,7 +3,7 @@
 from graftml_stubs.v1 import dataset_pb2 as pb
 
 from service.domain import ClassCount, LeftOutReason, PartName, ReadSummary
-from service.errors import InvalidInput, Reason
+from service.errors import bad_field
 from service.ingest.archives import ArchiveFormat
 from service.ingest.index import IndexedImage
 from service.rpc.codec.models import timestamp
@@ -32,10 +32,8 @@ _ARCHIVE_FORMATS: dict[int, ArchiveFormat] = {
 def archive_format(value: int) -> ArchiveFormat:
     """Reads a number of ArchiveFormat; raises InvalidInput for one that names no format."""
     if value not in _ARCHIVE_FORMATS:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"header.format {value} is none: use a value of ArchiveFormat",
-            field="header.format",
+        raise bad_field(
+            "header.format", f"header.format {value} is none: use a value of ArchiveFormat"
         )
     return _ARCHIVE_FORMATS[value]
 

@@ -15,7 +15,7 @@ from service.contract import (
     Progressed,
 )
 from service.domain import JobKind, JobState
-from service.errors import InvalidInput, Reason
+from service.errors import Reason, bad_field
 from service.jobs import records
 from service.jobs.records import JobEvent, JobRecord
 from service.jobs.request import RankRequest
@@ -29,10 +29,8 @@ _LEVELS = {"info": pb.Note.LEVEL_INFO, "warning": pb.Note.LEVEL_WARNING}
 def state(number: int) -> JobState:
     """Reads a number of JobState; raises InvalidInput for one that names no state."""
     if number not in pb.JobState.values() or number == pb.JOB_STATE_UNSPECIFIED:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"states holds {number}, which is not a job state: use values of JobState",
-            field="states",
+        raise bad_field(
+            "states", f"states holds {number}, which is not a job state: use values of JobState"
         )
     return JobState(pb.JobState.Name(number).removeprefix("JOB_STATE_"))
 
@@ -42,11 +40,7 @@ def kind(number: int) -> JobKind | None:
     if number == pb.JOB_KIND_UNSPECIFIED:
         return None
     if number not in pb.JobKind.values():
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"kind {number} is none: use a value of JobKind",
-            field="kind",
-        )
+        raise bad_field("kind", f"kind {number} is none: use a value of JobKind")
     return JobKind(pb.JobKind.Name(number).removeprefix("JOB_KIND_").lower())
 
 

@@ -22,7 +22,7 @@ from service.contract import (
     PretrainedBackbone,
 )
 from service.domain import LATEST
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, bad_field
 from service.ingest.labels import canonical
 from service.jobs.request import JobRequest, RankRequest
 from service.rpc.codec import decisions
@@ -104,11 +104,10 @@ def ranking(
 
 def _gate(message: pb.Gate) -> Gate:
     if message.HasField("max_regression") and not message.not_worse_than:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            "gate.max_regression",
             "max_regression is set, and no version to compare with: set not_worse_than to an "
             f"alias, such as {LATEST}, or leave it out",
-            field="gate.max_regression",
         )
     gate = _read(message, Gate, "gate.")
     recalls = {canonical(label): least for label, least in gate.class_recalls.items()}
@@ -153,10 +152,6 @@ def _named(enum: Any, number: int, field: str) -> str:
     """Returns the name of an enum's number without its prefix, in lower case."""
     names = enum.values_by_number
     if number == 0 or number not in names:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"{field} {number} is none: use a value of {enum.name}",
-            field=field,
-        )
+        raise bad_field(field, f"{field} {number} is none: use a value of {enum.name}")
     prefix = names[0].name.removesuffix("UNSPECIFIED")
     return str(names[number].name).removeprefix(prefix).lower()

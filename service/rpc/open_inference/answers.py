@@ -6,11 +6,10 @@ import numpy as np
 
 from service.engine.engine import Classified, Outcome
 from service.engine.head import NONE
-from service.errors import GraftError
+from service.errors import GraftError, bad_field
 from service.rpc.codec.predictions import best, check_scores
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
-from service.rpc.open_inference.tensors import bad
 
 Written = tuple[str, list[int], bytes]
 """An output's datatype, shape and elements."""
@@ -26,18 +25,18 @@ def outputs(request: pb.ModelInferRequest) -> dict[str, Write]:
     for index, output in enumerate(request.outputs):
         field = f"outputs[{index}]"
         if output.name not in _OUTPUTS:
-            raise bad(
+            raise bad_field(
                 f"{field}.name",
                 f"there is no output {output.name[:80]!r}: ask for {', '.join(_OUTPUTS)}",
             )
         if output.name in asked:
-            raise bad(f"{field}.name", f"the output {output.name} is asked for twice")
+            raise bad_field(f"{field}.name", f"the output {output.name} is asked for twice")
         tensors.refuse_shared_memory(output.parameters, field)
         asked[output.name] = _OUTPUTS[output.name]
         if "classification" in output.parameters:
             k = output.parameters["classification"].int64_param
             if output.name != "probabilities" or k < 1:
-                raise bad(
+                raise bad_field(
                     f"{field}.parameters",
                     "classification is for the output probabilities, with a number of classes "
                     "from 1",

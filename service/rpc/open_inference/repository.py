@@ -4,9 +4,8 @@ import asyncio
 
 from service.auth import principal
 from service.engine.engine import Engine
-from service.errors import NotFound
+from service.errors import NotFound, bad_field
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
-from service.rpc.open_inference.tensors import bad
 from service.rpc.pins import Pins
 from service.storage import pagination
 from service.storage.models import ModelStore
@@ -29,7 +28,7 @@ class Repository:
         """Loads a model's latest version and pins it in memory."""
         _check(request.repository_name)
         if any(name == "config" or name.startswith("file:") for name in request.parameters):
-            raise bad(
+            raise bad_field(
                 "parameters",
                 "a published version has no other configuration or files: fine-tune to make a new "
                 "one",
@@ -68,4 +67,4 @@ class Repository:
 
 def _check(repository_name: str) -> None:
     if repository_name:
-        raise bad("repository_name", "there is one repository: leave repository_name empty")
+        raise bad_field("repository_name", "there is one repository: leave repository_name empty")

@@ -12,13 +12,12 @@ from grpc import aio
 from service.auth import principal
 from service.domain import ARGMAX, Decision, Manifest, ModelKey
 from service.engine.engine import AskedModel, Engine
-from service.errors import NotFound, Reason
+from service.errors import NotFound, Reason, bad_field
 from service.rpc import bounded_pipeline, status
 from service.rpc.open_inference import answers, described, tensors
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
 from service.rpc.open_inference.repository import Repository
-from service.rpc.open_inference.tensors import bad
 from service.rpc.pins import Pins
 from service.rpc.predict import resolve
 from service.storage.models import ModelStore
@@ -201,7 +200,7 @@ def _shortened(request: pb.ModelInferRequest, timeout_s: float) -> float:
         return timeout_s
     timeout_us = request.parameters["timeout"].int64_param
     if timeout_us < 0:
-        raise bad(
+        raise bad_field(
             "parameters",
             f"timeout is {timeout_us} microseconds: it must be 1 or more, or 0 for none",
         )
@@ -213,5 +212,7 @@ def _decision(request: pb.ModelInferRequest) -> Decision | None:
         return None
     rule = request.parameters["decision"].string_param
     if rule not in _RULES:
-        raise bad("parameters", f"decision is {rule[:80]!r}: it must be {' or '.join(_RULES)}")
+        raise bad_field(
+            "parameters", f"decision is {rule[:80]!r}: it must be {' or '.join(_RULES)}"
+        )
     return _RULES[rule]
