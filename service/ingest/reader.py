@@ -35,7 +35,6 @@ RAW_FILE = "raw"
 """What was given or unpacked, one image after the other; gone when its pack is written."""
 PACK_FILE = "pack.tar"
 INDEX_FILE = "index.jsonl"
-IMAGES_FOLDER = "images"  # TODO: goes with the store
 MAX_BAD_PART = 0.2
 MIN_BAD = 5
 """Files that should be images and are none refuse a dataset when they are at least so many and

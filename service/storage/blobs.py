@@ -64,7 +64,6 @@ class DigestMismatch(ValueError):  # noqa: N818 - named for what happened
 
     def __init__(self, expected: str, actual: str) -> None:
         super().__init__(f"the content has sha256 {actual}, not {expected}")
-        self.expected, self.actual = expected, actual
 
 
 class BlobStore(Protocol):
@@ -206,15 +205,6 @@ class Blobs:
     def put(self, path: Path, digest: str = "") -> Blob:
         """Copies one file in, as `put_all`."""
         return self.put_all([(path, digest)])[0]
-
-    def put_bytes(self, content: bytes, work: Path) -> Blob:
-        """Stores bytes, by way of a file in the folder `work`."""
-        path = work / f"put-{secrets.token_hex(8)}"
-        try:
-            path.write_bytes(content)
-            return self.put(path)
-        finally:
-            path.unlink(missing_ok=True)
 
     def put_all(self, files: Iterable[tuple[Path, str]]) -> list[Blob]:
         """Copies files in, each with its sha256 where it is known ("" where not); in their order.

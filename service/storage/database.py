@@ -75,7 +75,6 @@ class Database:
         self._guard = threading.Lock()
         self._readers: list[Connection] = []
         self._after_commit: list[Callable[[], None]] = []
-        self._after_rollback: list[Callable[[], None]] = []
         self._is_closed = False
         self._is_damaged = False
         try:
@@ -115,7 +114,6 @@ class Database:
             if self._is_damaged:
                 raise storage_errors.damaged()
             self._after_commit.clear()
-            self._after_rollback.clear()
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
@@ -125,8 +123,6 @@ class Database:
                 # A full disk may have ended the transaction already.
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
-                for action in self._after_rollback:
-                    action()
                 if (known := self._known(error)) is not None:
                     raise known from error
                 raise
@@ -147,15 +143,6 @@ class Database:
         `transaction()` by its thread.
         """
         self._after_commit.append(action)
-
-    def after_rollback(self, action: Callable[[], None]) -> None:
-        """Runs `action` when the running transaction fails; goes with the datasets' folders."""
-        self._after_rollback.append(action)
-
-    @property
-    def is_damaged(self) -> bool:
-        """Tells whether the file was found damaged; goes with its metric."""
-        return self._is_damaged
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -15,11 +15,8 @@ from service.errors import InvalidInput, NotFound, Reason
 from service.ingest.names import shown
 from service.storage.database import Connection
 
-MIN_CLASSES = 2
-"""That a job needs, with those of its base."""
 _PAGE = 500
-
-MIN_CLASSES = 2
+_MIN_CLASSES = 2
 """That a job needs, with those of its base."""
 
 
@@ -195,12 +192,17 @@ def find(connection: Connection, dataset_id: str, tenant: str) -> DatasetRecord:
         "SELECT * FROM datasets WHERE tenant = ? AND dataset_id = ?", (tenant, dataset_id)
     ).fetchone()
     if row is None:
-        raise NotFound(
-            Reason.DATASET_NOT_FOUND,
-            f"no dataset has the id {shown(dataset_id)}: upload it, or take one of the list of "
-            "datasets",
-        )
+        raise _not_found(dataset_id)
     return record_of(row)
+
+
+def _not_found(dataset_id: str, field: str = "") -> NotFound:
+    return NotFound(
+        Reason.DATASET_NOT_FOUND,
+        f"no dataset has the id {shown(dataset_id)}: upload it, or take one of the list of "
+        "datasets",
+        field=field,
+    )
 
 
 def find_digest(connection: Connection, digest: str, tenant: str) -> DatasetRecord | None:
@@ -242,12 +244,7 @@ def check_usable(
         (tenant, dataset_id),
     ).fetchone()
     if row is None:
-        raise NotFound(
-            Reason.DATASET_NOT_FOUND,
-            f"no dataset has the id {dataset_id[:80]!r}: upload it, or take one of the list of "
-            "datasets",
-            field=field,
-        )
+        raise _not_found(dataset_id, field)
     if row["is_unlabelled"] and not is_target:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
@@ -262,11 +259,11 @@ def check_usable(
 
 def check_classes(labels: Collection[str], field: str) -> None:
     """Raises InvalidInput (DATASET_UNUSABLE) for fewer classes than can be told apart."""
-    if len(labels) < MIN_CLASSES:
+    if len(labels) < _MIN_CLASSES:
         named = f" ({', '.join(map(shown, labels))})" if labels else ""
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
-            f"the images are of {len(labels)} class{named}, and {MIN_CLASSES} are needed to tell "
+            f"the images are of {len(labels)} class{named}, and {_MIN_CLASSES} are needed to tell "
             "apart: add images of another class, or go on from a version that has some",
             field=field,
         )
