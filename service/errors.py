@@ -235,6 +235,18 @@ def bad_field(field: str, message: str) -> InvalidInput:
     return InvalidInput(Reason.INVALID_FIELD, message, field=field)
 
 
+def unusable_dataset(message: str, field: str = "") -> InvalidInput:
+    """Makes the error of images from which nothing can be learned as they are."""
+    return InvalidInput(Reason.DATASET_UNUSABLE, message, field=field)
+
+
+def stopping(what_to_do: str) -> Unavailable:
+    """Makes the error of what the server does not do any more, since it stops."""
+    return Unavailable(
+        Reason.SHUTTING_DOWN, f"the service is stopping: {what_to_do}", retry_after_s=5.0
+    )
+
+
 def unloadable(kind: str, what: str) -> Damaged:
     """Makes the error of a stored `kind` of file, such as "backbone", that cannot be used."""
     return Damaged(

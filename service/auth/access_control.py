@@ -12,7 +12,7 @@ import grpc
 
 from service.auth import access_file, tls
 from service.auth.audit import Audit
-from service.auth.authenticator import AllowAll, Authenticator, TokenAuthenticator
+from service.auth.authenticator import Authenticator, TokenAuthenticator
 from service.auth.reload import BadFile
 from service.auth.tls import Certificate, Files
 from service.config import BadConfig, Config, is_loopback
@@ -47,7 +47,7 @@ class AccessControl:
             self._certificate = _certificate(config, metrics)
         except BadFile as error:
             raise BadConfig(str(error)) from error
-        self.authenticator: Authenticator = self._tokens or AllowAll()
+        self.authenticator: Authenticator = self._tokens or Authenticator()
         self.audit = (
             Audit(metrics, has_token=self._tokens.has_token) if self._tokens else Audit(metrics)
         )

@@ -104,7 +104,6 @@ class BackboneChecks:
         self._turn = threading.Lock()
 
     def check(self, source: Path, target: Path, asked: Asked, go_on: Callable[[], None]) -> Checked:
-        """See `Checker`."""
         size = source.stat().st_size
         task = Task(
             source=str(source),

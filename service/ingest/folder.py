@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, unusable_dataset
 from service.ingest.layout import Entry, Kind, Name, is_noise
 from service.ingest.packs import Location
 
@@ -32,10 +32,9 @@ def walk(root: Path, max_entries: int | None = None) -> list[Entry]:
             inside = _listed(root, above, max_entries)
         except OSError as error:
             if not above:
-                raise InvalidInput(
-                    Reason.DATASET_UNUSABLE,
+                raise unusable_dataset(
                     f"the folder cannot be read ({error.strerror}): put it back, or allow the "
-                    "server to read it",
+                    "server to read it"
                 ) from error
             found[above] = Entry(above, Kind.DENIED)
             continue
@@ -68,10 +67,9 @@ def _listed(root: Path, above: Name, max_entries: int | None) -> list[Entry]:
 
 def _check_count(count: int, max_entries: int | None) -> None:
     if max_entries is not None and count > max_entries:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"the folder holds more than {max_entries} files and folders, the most allowed: use "
-            "fewer images",
+            "fewer images"
         )
 
 

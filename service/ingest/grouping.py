@@ -33,7 +33,6 @@ class NamedGroups:
     name_pattern: str = ""
 
     def __post_init__(self) -> None:
-        """Checks both."""
         if self.folder_level and self.name_pattern:
             raise _wrong("folder_level", "set folder_level or name_pattern, not both")
         if not 0 <= self.folder_level <= MAX_LEVEL:

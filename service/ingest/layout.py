@@ -15,7 +15,7 @@ from pathlib import Path
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.engine import formats
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, unusable_dataset
 from service.ingest.labels import canonical, check_alike, loose_label
 from service.ingest.names import is_text, label_problem, shown, text
 from service.ingest.packs import Location
@@ -126,9 +126,8 @@ def arrange(
         found.warnings += tree.warnings(base, [folder for _, folder in classes])
         _check_classes(found, labels, beside, {part for part, _ in classes})
     elif not found.files:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"no files were found: put images there, at any depth{_why_none(found.left_out)}",
+        raise unusable_dataset(
+            f"no files were found: put images there, at any depth{_why_none(found.left_out)}"
         )
     return found
 
@@ -249,11 +248,10 @@ class _Tree:
         ]
         if len(set(named.values())) > 1 and 0 < len(flat) < len(named):
             deep = next(entry for entry in named if entry not in flat)
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
+            raise unusable_dataset(
                 f"{shown(deep.name[-1])} holds folders and {shown(flat[0].name[-1])} beside it "
                 "holds none: give each a folder per class, take out what has no classes, or rename "
-                "them if they are classes",
+                "them if they are classes"
             )
 
     def warnings(self, base: Name, classes: Sequence[Entry]) -> list[str]:
@@ -364,15 +362,10 @@ class _Labels:
         """Returns the class of a folder; raises InvalidInput for a name that cannot be one."""
         raw = folder.name[-1]
         if not is_text(raw):
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
-                f"the name of the folder {text(raw)!r} is not UTF-8: rename it",
-            )
+            raise unusable_dataset(f"the name of the folder {text(raw)!r} is not UTF-8: rename it")
         label = canonical(raw)
         if problem := label_problem(label):
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE, f"{problem}: rename the folder {shown(raw)}"
-            )
+            raise unusable_dataset(f"{problem}: rename the folder {shown(raw)}")
         self._folders.setdefault(label, folder)
         self._raw.setdefault(raw, "/".join(folder.name))
         return label
@@ -394,29 +387,25 @@ def _check_classes(
         if beside:
             first = ", ".join(shown("/".join(entry.name)) for entry in beside[:_FIRST])
             what = f"there is no folder of a class beside {first}"
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"{what}: the images must lie in a folder per class, or in train/, val/ and test/ "
-            f"with a folder per class in each{_why_none(found.left_out)}",
+            f"with a folder per class in each{_why_none(found.left_out)}"
         )
     if parts.isdisjoint(("", "train")):
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"there are the parts {' and '.join(f'{part}/' for part in sorted(parts))} and none to "
             "learn from: add train/ with a folder per class, or rename the folders if they are "
-            "classes",
+            "classes"
         )
     for part in sorted(parts - {file.part for file in found.files}):
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"the part {part}/ holds no images: put some into its folders of classes, or remove it",
+        raise unusable_dataset(
+            f"the part {part}/ holds no images: put some into its folders of classes, or remove it"
         )
     filled = {file.label for file in found.files}
     for label, folder in labels.items():
         if label not in filled:
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
-                f"the class {shown(label)} has no images: {_why_empty(found, folder, label)}",
+            raise unusable_dataset(
+                f"the class {shown(label)} has no images: {_why_empty(found, folder, label)}"
             )
 
 

@@ -20,7 +20,7 @@ from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.engine import preprocess
 from service.engine.formats import FOR_CALLERS, WrongFormat
 from service.engine.preprocess import ImageFacts
-from service.errors import GraftError, InvalidInput, Reason
+from service.errors import GraftError, InvalidInput, Reason, unusable_dataset
 from service.ingest import archives, labels, layout
 from service.ingest import index as indexes
 from service.ingest.archives import ArchiveFormat, Limits
@@ -360,9 +360,7 @@ def examine(
     if is_labelled and is_whole:
         _check_left(files, images, left_out)
     if not images:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE, f"no image is left to use: {_listed([*bad, *copies])}"
-        )
+        raise unusable_dataset(f"no image is left to use: {_listed([*bad, *copies])}")
     header = indexes.describe(
         images,
         is_labelled=is_labelled,
@@ -400,15 +398,12 @@ def _bad(file: ImageFile, error: GraftError | OSError) -> LeftOutFile:
 def _check_bad(bad: Sequence[LeftOutFile], good: int, *, is_labelled: bool) -> None:
     total = good + len(bad)
     if not good and (bad or not is_labelled):
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE, f"no image was found among {total} files: {_listed(bad)}"
-        )
+        raise unusable_dataset(f"no image was found among {total} files: {_listed(bad)}")
     if len(bad) < MIN_BAD or len(bad) <= MAX_BAD_PART * total:
         return
-    raise InvalidInput(
-        Reason.DATASET_UNUSABLE,
+    raise unusable_dataset(
         f"{len(bad)} of {total} files are not readable images, too many to leave out; fix or "
-        f"remove them: {_listed(bad)}",
+        f"remove them: {_listed(bad)}"
     )
 
 
@@ -428,10 +423,9 @@ def _check_left(
 
 
 def _all_left_out(what: str, rows: Sequence[LeftOutFile], remove: str) -> InvalidInput:
-    return InvalidInput(
-        Reason.DATASET_UNUSABLE,
+    return unusable_dataset(
         f"{what} is left without images, since all its files ({len(rows)}) are left out: "
-        f"{_listed(rows, _EXAMPLES)}; fix them, or remove {remove}",
+        f"{_listed(rows, _EXAMPLES)}; fix them, or remove {remove}"
     )
 
 

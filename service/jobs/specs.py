@@ -40,7 +40,7 @@ from service.jobs.request import (
     allowed_path,
 )
 from service.jobs.settings import Settings, Slot, cache_owner
-from service.jobs.weights import Exports, available
+from service.jobs.weights import available
 from service.storage.blobs import Blobs
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
@@ -120,7 +120,14 @@ class Specs:
             backbone=backbone,
             weights=known.weights,
             exported=known.exported,
-            backbones=self._choices(request, exported) if backbone == AUTO else [],
+            backbones=[
+                *available(settings.weights_dir, exported),
+                *weights.registered_choices(
+                    settings, request.method, request.baselines, job.tenant
+                ),
+            ]
+            if backbone == AUTO
+            else [],
             weights_dir=str(settings.weights_dir),
             validation_fraction=(
                 DEFAULT_VALIDATION_FRACTION
@@ -198,15 +205,6 @@ class Specs:
             feature_cache_owner=cache_owner(request.tenant),
             heartbeat_s=self._heartbeat_s,
         )
-
-    def _choices(self, request: JobRequest, exported: Exports) -> list[PretrainedBackbone]:
-        settings = self._settings
-        return [
-            *available(settings.weights_dir, exported),
-            *weights.registered_choices(
-                settings, request.method, request.baselines, request.tenant
-            ),
-        ]
 
     def _incumbent(self, request: JobRequest) -> Incumbent | None:
         gate = request.gate

@@ -26,7 +26,6 @@ from service.jobs.attempt import (
     Attempts,
     Crashed,
     Deferred,
-    OnPublished,
     Outcome,
     Rejected,
     Succeeded,
@@ -34,9 +33,7 @@ from service.jobs.attempt import (
     unexpected,
 )
 from service.jobs.claims import Claims, LeaseLost
-from service.jobs.default_export import DefaultExport
 from service.jobs.disk_space import DiskSpace
-from service.jobs.launchers import Launcher
 from service.jobs.records import JobRecord
 from service.jobs.replicas import Replicas
 from service.jobs.settings import Settings, Slot
@@ -44,12 +41,8 @@ from service.jobs.store import JobStore
 from service.jobs.uninterrupted import uninterrupted
 from service.ops import failpoints
 from service.ops.metrics import Metrics
-from service.storage.blobs import Blobs
 from service.storage.datasets import DatasetStore
-from service.storage.models import ModelStore
 from service.storage.storage_errors import PASSING
-
-__all__ = ["Settings", "Supervisor"]
 
 _DEVICES = ("cpu", "cuda", "auto")
 
@@ -81,34 +74,21 @@ class Supervisor:
         self,
         *,
         jobs: JobStore,
+        claims: Claims,
         replicas: Replicas,
-        models: ModelStore,
+        attempts: Attempts,
         datasets: DatasetStore,
-        blobs: Blobs,
-        launcher: Launcher,
         metrics: Metrics,
         settings: Settings,
-        on_published: OnPublished,
-        export: DefaultExport | None = None,
     ) -> None:
         self._jobs = jobs
-        self._claims = claims = Claims(jobs)
+        self._claims = claims
         self._replicas = replicas
+        self._attempts = attempts
         self._datasets = datasets
         self._metrics = metrics
         self._settings = settings
         self._disk = DiskSpace(settings.work_dir, settings.min_free_bytes)
-        self._attempts = Attempts(
-            claims=claims,
-            models=models,
-            datasets=datasets,
-            blobs=blobs,
-            launcher=launcher,
-            metrics=metrics,
-            settings=settings,
-            on_published=on_published,
-            export=export,
-        )
         self._free = settings.slots
         # Another replica may have what this one lacks.
         self._refused = [

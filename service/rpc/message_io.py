@@ -18,6 +18,7 @@ from grpc import aio
 
 from service.errors import Expired, InvalidInput, Reason
 from service.rpc.admission import HEALTH, Slot
+from service.rpc.handlers import Context
 
 MAX_ELEMENTS: Final = 50_000
 """Limit on the elements of a request that brings images or files."""
@@ -62,8 +63,6 @@ _NUMBER_BYTES: Final = {
     FieldDescriptor.TYPE_SFIXED32: 4,
 }
 """Least size of a packed number by its type; one byte where none is named."""
-
-Context = aio.ServicerContext[Any, Any]
 
 
 async def receive(context: Context, parser: "Parser", slot: Slot, timeout_s: float) -> Any:

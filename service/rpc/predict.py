@@ -5,11 +5,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 from graftml_stubs.v1 import prediction_pb2 as pb
 from graftml_stubs.v1 import prediction_pb2_grpc
-from grpc import aio
 
 from service.auth import principal
 from service.domain import Decision, ModelFiles, ModelKey
@@ -18,6 +16,7 @@ from service.engine.engine import AskedModel, Decode, Engine
 from service.errors import NotFound, bad_field
 from service.rpc import bounded_pipeline, status
 from service.rpc.codec import decisions, predictions
+from service.rpc.handlers import Context
 from service.storage.models import ModelStore
 
 MAX_MODELS = 32
@@ -27,7 +26,7 @@ _MAX_ID_CHARS = 128
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
-    """Classifies images."""
+    """Classifies images, as prediction.proto says."""
 
     def __init__(
         self, engine: Engine, models: ModelStore, *, max_images: int, timeout_s: float
@@ -37,20 +36,16 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self._max_images = max_images
         self._timeout_s = timeout_s
 
-    async def Predict(  # noqa: N802
-        self, request: pb.PredictRequest, context: aio.ServicerContext[Any, Any]
-    ) -> pb.PredictResponse:
-        """See prediction.proto."""
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         remaining = context.time_remaining()
         timeout_s = self._timeout_s if remaining is None else min(self._timeout_s, remaining)
         return await self._predict(request, timeout_s)
 
-    async def PredictStream(  # noqa: N802
+    async def PredictStream(
         self,
         request_iterator: AsyncIterator[pb.PredictStreamRequest],
-        context: aio.ServicerContext[Any, Any],
+        context: Context,
     ) -> AsyncIterator[pb.PredictStreamResponse]:
-        """See prediction.proto. A slow reader slows the reading of its requests."""
         async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:
                 yield response

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
 from service.errors import Expired, Reason, bad_field
-from service.jobs.uninterrupted import in_long_thread, uninterrupted
+from service.jobs.uninterrupted import begun, in_long_thread, uninterrupted
 
 Stored = TypeVar("Stored")
 Stored_co = TypeVar("Stored_co", covariant=True)
@@ -55,7 +55,10 @@ async def received(
     message = await next_message()
     if message is None or message.WhichOneof("part") != first:
         raise bad_field(first, f"the stream must begin with the {first}")
-    upload = await _begun(begin, getattr(message, first))
+    # A thread goes on when nobody waits for it, and its folder would belong to nobody.
+    upload = await begun(
+        in_long_thread(begin, getattr(message, first)), lambda upload: in_long_thread(upload.abort)
+    )
     try:
         count = 0
         while True:
@@ -78,19 +81,3 @@ async def received(
         upload.abandon()
         # To its end, and that of a thread that still finishes: so long the call keeps its slot.
         await uninterrupted(in_long_thread(upload.abort))
-
-
-async def _begun(begin: Callable[[Any], Upload[Stored]], content: Any) -> Upload[Stored]:
-    beginning = asyncio.create_task(in_long_thread(begin, content))
-    try:
-        return await asyncio.shield(beginning)
-    except asyncio.CancelledError:
-        # The thread goes on, and its folder would belong to nobody.
-        await uninterrupted(_abort_begun(beginning))
-        raise
-
-
-async def _abort_begun(beginning: "asyncio.Task[Upload[Stored]]") -> None:
-    await asyncio.wait({beginning})
-    if beginning.exception() is None:
-        await in_long_thread(beginning.result().abort)

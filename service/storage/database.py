@@ -16,12 +16,12 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
-from service.errors import Damaged, GraftError, Internal, Reason, Unavailable
+from service.errors import Damaged, GraftError, Internal, Reason, Unavailable, stopping
 from service.ops import failpoints
 from service.storage import fsync, storage_errors
 
@@ -190,9 +190,7 @@ class Database:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise Unavailable(
-                Reason.SHUTTING_DOWN, "the service is stopping: try again soon", retry_after_s=5.0
-            )
+            raise stopping("try again soon")
 
     def _reader(self) -> Connection:
         try:
@@ -264,6 +262,11 @@ class Database:
 def now_s(_connection: Connection) -> float:
     """Returns the database's clock, seconds since 1970: no lease is compared with another."""
     return time.time()
+
+
+def marks(values: Sized) -> str:
+    """Returns a question mark for each value, as a list in SQL."""
+    return ", ".join("?" * len(values))
 
 
 def references_to(connection: Connection, table: str) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from service.domain import DEFAULT_TENANT, ClassCount, ReadSummary
-from service.errors import InvalidInput, NotFound, Reason
+from service.errors import NotFound, Reason, unusable_dataset
 from service.ingest.names import shown
-from service.storage.database import Connection
+from service.storage.database import Connection, marks
 
 _PAGE = 500
 _MIN_CLASSES = 2
@@ -129,10 +129,9 @@ def all_packs(connection: Connection, tenant: str) -> list[str]:
 def sharing(connection: Connection, packs: Iterable[str], tenant: str) -> list[DatasetRecord]:
     """Returns a tenant's datasets that have images in any of some packs, by their ids."""
     wanted = list(packs)
-    marks = ", ".join("?" * len(wanted))
     rows = connection.execute(
         "SELECT * FROM datasets WHERE tenant = ? AND dataset_id IN"  # nosec B608  # noqa: S608 - marks
-        f" (SELECT dataset_id FROM dataset_packs WHERE tenant = ? AND digest IN ({marks}))"
+        f" (SELECT dataset_id FROM dataset_packs WHERE tenant = ? AND digest IN ({marks(wanted)}))"
         " ORDER BY dataset_id",
         (tenant, tenant, *wanted),
     )
@@ -169,10 +168,9 @@ def erased_since(
     wanted = list(dataset_ids)
     if not wanted:
         return 0
-    marks = ", ".join("?" * len(wanted))
     (count,) = connection.execute(
         "SELECT COUNT(DISTINCT image_digest) FROM erasures"  # nosec B608  # noqa: S608 - marks
-        f" WHERE tenant = ? AND time_s >= ? AND dataset_id IN ({marks})",
+        f" WHERE tenant = ? AND time_s >= ? AND dataset_id IN ({marks(wanted)})",
         (tenant, since_s, *wanted),
     ).fetchone()
     return int(count)
@@ -246,11 +244,10 @@ def check_usable(
     if row is None:
         raise _not_found(dataset_id, field)
     if row["is_unlabelled"] and not is_target:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"dataset {dataset_id} was uploaded without classes, so that it can be the target of "
             "domain adaptation alone: upload its images with their classes to learn from them",
-            field=field,
+            field,
         )
     if is_alone:
         classes = msgspec.json.decode(row["classes_json"], type=list[ClassCount])
@@ -261,11 +258,10 @@ def check_classes(labels: Collection[str], field: str) -> None:
     """Raises InvalidInput (DATASET_UNUSABLE) for fewer classes than can be told apart."""
     if len(labels) < _MIN_CLASSES:
         named = f" ({', '.join(map(shown, labels))})" if labels else ""
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"the images are of {len(labels)} class{named}, and {_MIN_CLASSES} are needed to tell "
             "apart: add images of another class, or go on from a version that has some",
-            field=field,
+            field,
         )
 
 

@@ -7,7 +7,7 @@ from service.errors import bad_field
 from service.ingest.archives import ArchiveFormat
 from service.ingest.index import IndexedImage
 from service.rpc.codec.models import timestamp
-from service.storage.datasets import DatasetRecord
+from service.storage.dataset_rows import DatasetRecord
 
 SPLITS: dict[int, PartName] = {
     pb.SPLIT_UNSPECIFIED: "",
@@ -16,10 +16,7 @@ SPLITS: dict[int, PartName] = {
     pb.SPLIT_TEST: "test",
 }
 _SPLITS_BY_PART = {part: pb.Split.Name(split) for split, part in SPLITS.items()}
-_REASONS = {
-    reason: pb.LeftOutReason.Name(pb.LeftOutReason.Value(f"LEFT_OUT_REASON_{reason.name}"))
-    for reason in LeftOutReason
-}
+_REASONS = {reason: f"LEFT_OUT_REASON_{reason.name}" for reason in LeftOutReason}
 
 _ARCHIVE_FORMATS: dict[int, ArchiveFormat] = {
     pb.ARCHIVE_FORMAT_UNSPECIFIED: "",
@@ -39,7 +36,6 @@ def archive_format(value: int) -> ArchiveFormat:
 
 
 def class_counts(counts: list[ClassCount]) -> list[pb.ClassCount]:
-    """Converts the counts of images by class."""
     return [
         pb.ClassCount(
             label=count.label,
@@ -52,7 +48,6 @@ def class_counts(counts: list[ClassCount]) -> list[pb.ClassCount]:
 
 
 def read_summary(summary: ReadSummary) -> pb.ReadSummary:
-    """Converts the summary of how a dataset's files were read."""
     return pb.ReadSummary(
         seen_count=summary.seen,
         used_count=summary.used,
@@ -75,7 +70,6 @@ def read_summary(summary: ReadSummary) -> pb.ReadSummary:
 
 
 def dataset(record: DatasetRecord) -> pb.Dataset:
-    """Converts a stored dataset."""
     return pb.Dataset(
         dataset_id=record.dataset_id,
         display_name=record.display_name,
@@ -92,7 +86,6 @@ def dataset(record: DatasetRecord) -> pb.Dataset:
 
 
 def image(indexed: IndexedImage) -> pb.DatasetImage:
-    """Converts one image of a dataset."""
     return pb.DatasetImage(
         digest=indexed.digest,
         name=indexed.name,

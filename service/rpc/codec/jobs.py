@@ -104,7 +104,6 @@ def _ranking(ranked: BackbonesRanked) -> pb.Ranking:
 
 
 def event(happened: JobEvent) -> pb.JobEvent:
-    """Converts an event."""
     message = pb.JobEvent(sequence=happened.sequence, time=timestamp(happened.time_s))
     match happened.payload:
         case records.StateChanged() as change:
@@ -183,7 +182,7 @@ def _elapsed(record: JobRecord) -> Duration | None:
 
 
 def _error(reason: Reason | None, message: str) -> status_pb2.Status | None:
-    return None if reason is None else status.of_job(reason, message)
+    return None if reason is None else status.of_reason(reason, message)
 
 
 def _kind_number(value: JobKind) -> Any:

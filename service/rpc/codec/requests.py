@@ -55,28 +55,13 @@ def check_size(message: pb.FineTuneRequest | pb.RankBackbonesRequest) -> None:
         )
 
 
-def job(
-    message: pb.FineTuneRequest,
-    tenant: str,
-    *,
-    server_path: str = "",
-    dataset_id: str = "",
-    target_path: str = "",
-    target_dataset_id: str = "",
-) -> JobRequest:
-    """Reads a tenant's request, but for its base.
+def job(message: pb.FineTuneRequest, tenant: str, **places: str) -> JobRequest:
+    """Reads a tenant's request, but for its base; `places` are the fields on where images lie.
 
-    The images are where the caller put them. Raises InvalidInput for what has no meaning:
-    numbers without a name, labels that are none.
+    Raises InvalidInput for what has no meaning: numbers without a name, labels that are none.
     """
     name = message.WhichOneof("method")
-    given = _given(message, JobRequest) | {
-        "tenant": tenant,
-        "server_path": server_path,
-        "dataset_id": dataset_id,
-        "target_path": target_path,
-        "target_dataset_id": target_dataset_id,
-    }
+    given = _given(message, JobRequest) | {"tenant": tenant, **places}
     if message.HasField("decision"):
         given["decision"] = decisions.read(message.decision)
     return JobRequest(
@@ -90,14 +75,11 @@ def job(
     )
 
 
-def ranking(
-    message: pb.RankBackbonesRequest, tenant: str, *, server_path: str, dataset_id: str
-) -> RankRequest:
-    """Reads a request to rank backbones; the images are where the caller put them."""
-    given = _given(message, RankRequest) | {"server_path": server_path, "dataset_id": dataset_id}
+def ranking(message: pb.RankBackbonesRequest, tenant: str, **places: str) -> RankRequest:
+    """Reads a request to rank backbones; see `job`."""
+    given = _given(message, RankRequest) | {"tenant": tenant, **places}
     return RankRequest(
         **given,
-        tenant=tenant,
         backbones=[_read(each, PretrainedBackbone) for each in message.backbones],
     )
 
