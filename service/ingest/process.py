@@ -74,7 +74,7 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 class ReaderProcesses:
-    """Reads datasets in processes of their own, a few at once; see `reader.Reader`."""
+    """Reads datasets in processes of their own, a few at once."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class ReaderProcesses:
         go_on: Callable[[], None] = lambda: None,
         on_progress: OnProgress = untold,
     ) -> Read:
-        """See `Reader`. Raises InvalidInput for a file that breaks a decoder, by name."""
+        """As `reader.read`; raises InvalidInput for a file that breaks a decoder, by name, too."""
         task = Task(
             request=request,
             threads=self._threads,

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -121,22 +121,6 @@ class Read(msgspec.Struct, frozen=True, tag="read"):
     dataset that they were to be added to."""
 
 
-class Reader(Protocol):
-    """Reads datasets."""
-
-    def read(
-        self,
-        request: ReadRequest,
-        go_on: Callable[[], None] = lambda: None,
-        on_progress: OnProgress = untold,
-    ) -> Read:
-        """Reads one and writes its index and its pack; blocks.
-
-        `go_on` is asked often and may raise to stop; `on_progress` is told how many of how
-        many files are read. Raises GraftError for what cannot be used, OverRoom.
-        """
-
-
 def read(
     request: ReadRequest,
     inspect: Inspect,
@@ -144,7 +128,11 @@ def read(
     go_on: Callable[[], None] = lambda: None,
     on_progress: OnProgress = untold,
 ) -> Read:
-    """Reads a dataset in this process; as `Reader.read`."""
+    """Reads a dataset in this process, and writes its index and its pack; blocks.
+
+    `go_on` is asked often and may raise to stop; `on_progress` is told how many of how many files
+    are read. Raises GraftError for what cannot be used, OverRoom.
+    """
     work = Path(request.work)
     raw = work / RAW_FILE
     root = Path(request.folder) if request.folder else work
@@ -265,7 +253,7 @@ def read_folder(
     case_sensitive: bool = False,
     most: int = 0,
 ) -> Index:
-    """Reads a folder where it lies, in this process; writes nothing. Errors as `Reader.read`."""
+    """Reads a folder where it lies, in this process; writes nothing. Errors as `read`."""
     root = root.resolve()
     arranged = layout.arrange(walk(root), is_labelled=is_labelled, case_sensitive=case_sensitive)
     return examine(

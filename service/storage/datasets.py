@@ -22,12 +22,12 @@ from service.contract import ImageSource
 from service.errors import Expired, Reason, WrongState, bad_field, stopping
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.names import shown
+from service.ingest.process import ReaderProcesses
 from service.ingest.reader import (
     INDEX_FILE,
     PACK_FILE,
     OnProgress,
     OverRoom,
-    Reader,
     ReadRequest,
     untold,
 )
@@ -67,7 +67,7 @@ class DatasetStore:
         self,
         database: Database,
         keeper: DatasetKeeper,
-        reader: Reader,
+        reader: ReaderProcesses,
         limits: Limits,
         quotas: Quotas,
     ) -> None:

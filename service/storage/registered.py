@@ -30,7 +30,7 @@ from service.errors import (
     bad_field,
     stopping,
 )
-from service.ingest.backbone_process import Asked, Checker
+from service.ingest.backbone_process import Asked, BackboneChecks
 from service.ingest.names import shown
 from service.ops import failpoints
 from service.storage import backbone_rows, fsync
@@ -163,7 +163,7 @@ class BackboneStore:
         database: Database,
         blobs: Blobs,
         quotas: Quotas,
-        checker: Checker,
+        checker: BackboneChecks,
         *,
         work: Path,
         max_bytes: int,
