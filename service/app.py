@@ -272,10 +272,7 @@ class App:
         exporter = Exporter(stores.blobs.read)
         stack.callback(exporter.close)
         prediction = PredictionServicer(
-            engine,
-            models,
-            max_images=config.max_images,
-            timeout_s=config.predict_timeout_s,
+            engine, models, max_images=config.max_images, timeout_s=config.predict_timeout_s
         )
         open_inference = OpenInferenceServicer(
             engine,

@@ -77,12 +77,7 @@ class GraftError(Exception):
     """Name of the status code, as in `google.rpc.Code`."""
 
     def __init__(
-        self,
-        reason: Reason,
-        message: str,
-        *,
-        field: str = "",
-        retry_after_s: float | None = None,
+        self, reason: Reason, message: str, *, field: str = "", retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
         self.reason = reason

@@ -201,8 +201,7 @@ class TokenAuthenticator(Authenticator):
         if len(given) > 1:
             # Something in between may have looked at another one than we would.
             raise Unauthenticated(
-                Reason.TOKEN_UNKNOWN,
-                f"the call has {len(given)} authorization headers: send one",
+                Reason.TOKEN_UNKNOWN, f"the call has {len(given)} authorization headers: send one"
             )
         token_id, secret = _split(given[0]) or ("", "")
         token = self._list.tokens.get(token_id, _NO_TOKEN)

@@ -202,11 +202,7 @@ def _replace(path: Path, content: str, found: os.stat_result | None) -> None:
 
 
 def _lines(
-    token_id: str,
-    secret: str,
-    tenant: str,
-    roles: Sequence[str],
-    expires: datetime.datetime | None,
+    token_id: str, secret: str, tenant: str, roles: Sequence[str], expires: datetime.datetime | None
 ) -> str:
     return (
         f"{_MADE}{now().date()}\n"

@@ -22,14 +22,7 @@ from service.engine.runtime import on_one_core
 from service.errors import GraftError
 from service.ingest import backbone_graph
 from service.ingest.backbone_graph import words_of
-from service.ingest.backbone_process import (
-    MOST_FEATURES,
-    Asked,
-    Checked,
-    Failed,
-    Task,
-    unusable,
-)
+from service.ingest.backbone_process import MOST_FEATURES, Asked, Checked, Failed, Task, unusable
 from service.ops import child, failpoints
 from service.ops.cgroups import be_killed_first
 

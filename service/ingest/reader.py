@@ -396,9 +396,7 @@ def _check_bad(bad: Sequence[LeftOutFile], good: int, *, is_labelled: bool) -> N
 
 
 def _check_left(
-    files: Sequence[ImageFile],
-    images: Sequence[IndexedImage],
-    left_out: Sequence[LeftOutFile],
+    files: Sequence[ImageFile], images: Sequence[IndexedImage], left_out: Sequence[LeftOutFile]
 ) -> None:
     """Raises InvalidInput for a part or a class of which every file is left out."""
     why = {row.path: row for row in left_out}

@@ -150,11 +150,7 @@ class ProcessLauncher:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=printed,
-            env={
-                **temporary_files_in(self.environment, folder),
-                **self.environment,
-                VISIBLE: gpu,
-            },
+            env={**temporary_files_in(self.environment, folder), **self.environment, VISIBLE: gpu},
             start_new_session=True,
             limit=MAX_LINE_BYTES,
         )

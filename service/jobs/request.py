@@ -318,9 +318,7 @@ def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path
         is_there = False
     if not is_there:
         raise NotFound(
-            Reason.PATH_NOT_FOUND,
-            f"there is no folder or archive at {_shown(path)}",
-            field=field,
+            Reason.PATH_NOT_FOUND, f"there is no folder or archive at {_shown(path)}", field=field
         )
     return real
 

@@ -67,13 +67,7 @@ class Specs:
         self._heartbeat_s = min(HEARTBEAT_S, settings.heartbeat_timeout_s / _HEARTBEATS)
 
     def spec(
-        self,
-        job: JobRecord,
-        folder: Path,
-        slot: Slot,
-        gpu: str,
-        progress: OnProgress,
-        stop: Event,
+        self, job: JobRecord, folder: Path, slot: Slot, gpu: str, progress: OnProgress, stop: Event
     ) -> tuple[JobSpec | RankSpec, list[VersionSource]]:
         """Returns what a job's trainer is to do, and the images that a version will be made of.
 

@@ -281,8 +281,7 @@ class Supervisor:
                 return
             job = await self._claim(JobKind.RANKING, ["auto"] if self._free["ranking"] else [])
             job = job or await self._claim(
-                JobKind.FINE_TUNE,
-                [d for d in _DEVICES if self._free[self._settings.slot_of(d)]],
+                JobKind.FINE_TUNE, [d for d in _DEVICES if self._free[self._settings.slot_of(d)]]
             )
             if job is None:
                 break

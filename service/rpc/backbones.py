@@ -28,12 +28,7 @@ _SOURCES = {
 class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
     """Stores feature extractors, as backbone.proto says."""
 
-    def __init__(
-        self,
-        backbones: BackboneStore,
-        weights_dir: Path,
-        idle_timeout_s: float = 60.0,
-    ) -> None:
+    def __init__(self, backbones: BackboneStore, weights_dir: Path, idle_timeout_s: float) -> None:
         self._backbones = backbones
         self._weights_dir = weights_dir
         self._idle_timeout_s = idle_timeout_s

@@ -20,9 +20,7 @@ from service.storage.uploads import Upload
 class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
     """Stores images for fine-tuning, as dataset.proto says."""
 
-    def __init__(
-        self, datasets: DatasetStore, edits: DatasetEdits, idle_timeout_s: float = 60.0
-    ) -> None:
+    def __init__(self, datasets: DatasetStore, edits: DatasetEdits, idle_timeout_s: float) -> None:
         self._datasets = datasets
         self._edits = edits
         self._idle_timeout_s = idle_timeout_s
@@ -112,10 +110,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
     @in_store_thread
     def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
         images, token = self._edits.images(
-            request.dataset_id,
-            request.page_size,
-            request.page_token,
-            principal.current().tenant,
+            request.dataset_id, request.page_size, request.page_token, principal.current().tenant
         )
         return pb.ListImagesResponse(images=map(codec.image, images), next_page_token=token)
 

@@ -17,13 +17,7 @@ from service.errors import Expired, Reason, WrongState
 from service.ingest.labels import canonical
 from service.jobs import weights
 from service.jobs.lineage import Lineage
-from service.jobs.request import (
-    AUTO,
-    JobRequest,
-    RankRequest,
-    allowed_path,
-    check_request_id,
-)
+from service.jobs.request import AUTO, JobRequest, RankRequest, allowed_path, check_request_id
 from service.jobs.settings import Settings
 from service.jobs.store import JobStore
 from service.jobs.uninterrupted import in_thread
@@ -100,9 +94,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
                 target.target_images.images, is_abandoned, "domain_adaptation.target_images"
             )
         request = msgspec.structs.replace(
-            request,
-            dataset_id=message.dataset_id,
-            target_dataset_id=target.target_dataset_id,
+            request, dataset_id=message.dataset_id, target_dataset_id=target.target_dataset_id
         )
         most = principal.current().quota.concurrent_jobs
         return pb.FineTuneResponse(job=self._create(request, message, is_abandoned, most))
@@ -167,10 +159,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         weights.find_registered(settings, backbone, tenant)
         if backbone != AUTO:
             self._weights.check(
-                backbone,
-                request.weights,
-                request.method,
-                lambda name: self._exported(name, tenant),
+                backbone, request.weights, request.method, lambda name: self._exported(name, tenant)
             )
 
     def _path(self, path: str, field: str) -> str:

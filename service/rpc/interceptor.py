@@ -111,11 +111,7 @@ class Interceptor(aio.ServerInterceptor):
     """Wraps every handler of one server."""
 
     def __init__(
-        self,
-        metrics: Metrics,
-        authenticator: Authenticator,
-        audit: Audit,
-        limits: CallLimits,
+        self, metrics: Metrics, authenticator: Authenticator, audit: Audit, limits: CallLimits
     ) -> None:
         self._metrics = metrics
         self._authenticator = authenticator

@@ -95,8 +95,7 @@ async def send(context: Context, response: Any, timeout_s: float) -> None:
             await context.write(response)
     except TimeoutError:
         raise Expired(
-            Reason.DEADLINE_EXCEEDED,
-            f"the reader took no answer for {timeout_s:g} s: read faster",
+            Reason.DEADLINE_EXCEEDED, f"the reader took no answer for {timeout_s:g} s: read faster"
         ) from None
     except aio.InternalError:
         # gRPC takes nothing more for a caller who is gone, and may say so before it cancels.

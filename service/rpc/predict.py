@@ -42,9 +42,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         return await self._predict(request, timeout_s)
 
     async def PredictStream(
-        self,
-        request_iterator: AsyncIterator[pb.PredictStreamRequest],
-        context: Context,
+        self, request_iterator: AsyncIterator[pb.PredictStreamRequest], context: Context
     ) -> AsyncIterator[pb.PredictStreamResponse]:
         async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:

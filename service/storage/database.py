@@ -204,10 +204,7 @@ class Database:
 
     def _connect(self) -> Connection:
         connection = sqlite3.connect(
-            self._path,
-            timeout=self._busy_timeout_s,
-            isolation_level=None,
-            check_same_thread=False,
+            self._path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
             connection.row_factory = sqlite3.Row

@@ -23,14 +23,7 @@ from service.errors import Expired, Reason, WrongState, bad_field, stopping
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.names import shown
 from service.ingest.process import ReaderProcesses
-from service.ingest.reader import (
-    INDEX_FILE,
-    PACK_FILE,
-    OnProgress,
-    OverRoom,
-    ReadRequest,
-    untold,
-)
+from service.ingest.reader import INDEX_FILE, PACK_FILE, OnProgress, OverRoom, ReadRequest, untold
 from service.ops import failpoints
 from service.ops.escaping import may_name
 from service.storage import dataset_rows, fsync, holds, pagination
@@ -327,11 +320,7 @@ class DatasetStore:
         return partial(check_room, used, bound=asked.max_stored_bytes)
 
     def _read_and_keep(
-        self,
-        asked: _Asked,
-        folder: Path,
-        request: ReadRequest,
-        on_progress: OnProgress = untold,
+        self, asked: _Asked, folder: Path, request: ReadRequest, on_progress: OnProgress = untold
     ) -> DatasetRecord:
         used = 0
         if asked.max_stored_bytes is not None:

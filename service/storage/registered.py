@@ -22,14 +22,7 @@ import msgspec
 from service.backbones import ONNX
 from service.contract import PretrainedBackbone
 from service.domain import check_name
-from service.errors import (
-    Expired,
-    InvalidInput,
-    Reason,
-    WrongState,
-    bad_field,
-    stopping,
-)
+from service.errors import Expired, InvalidInput, Reason, WrongState, bad_field, stopping
 from service.ingest.backbone_process import Asked, BackboneChecks
 from service.ingest.names import shown
 from service.ops import failpoints
@@ -216,11 +209,7 @@ class BackboneStore:
                 for row in rows
             ]
         return [
-            PretrainedBackbone(
-                backbone=record.name,
-                weights=record.weights,
-                exported=forms,
-            )
+            PretrainedBackbone(backbone=record.name, weights=record.weights, exported=forms)
             for record, forms in found
         ]
 

@@ -57,10 +57,7 @@ def read_summary(summary: ReadSummary) -> pb.ReadSummary:
         ],
         left_out_files=[
             pb.LeftOutFile(
-                path=file.path,
-                label=file.label,
-                reason=_REASONS[file.reason],
-                detail=file.detail,
+                path=file.path, label=file.label, reason=_REASONS[file.reason], detail=file.detail
             )
             for file in summary.files
         ],

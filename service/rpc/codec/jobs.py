@@ -7,13 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
-from service.contract import (
-    BackbonesRanked,
-    DataFound,
-    EpochEnded,
-    Note,
-    Progressed,
-)
+from service.contract import BackbonesRanked, DataFound, EpochEnded, Note, Progressed
 from service.domain import JobKind, JobState
 from service.errors import Reason, bad_field
 from service.jobs import records

@@ -79,8 +79,7 @@ def ranking(message: pb.RankBackbonesRequest, tenant: str, **places: str) -> Ran
     """Reads a request to rank backbones; see `job`."""
     given = _given(message, RankRequest) | {"tenant": tenant, **places}
     return RankRequest(
-        **given,
-        backbones=[_read(each, PretrainedBackbone) for each in message.backbones],
+        **given, backbones=[_read(each, PretrainedBackbone) for each in message.backbones]
     )
 
 
