@@ -52,6 +52,10 @@ class Authenticator:
         """Counts one more request of a stream and returns 0.0; or returns the seconds to wait."""
         return 0.0
 
+    def has_token(self, token_id: str) -> bool:  # noqa: ARG002
+        """Tells whether a token has this id, whatever its secret."""
+        return False
+
 
 class TokenAuthenticator(Authenticator):
     """Admits calls by the tokens of an access file, which it reads again when it changes.

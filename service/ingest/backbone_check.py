@@ -139,7 +139,8 @@ def _loaded(path: Path) -> Callable[[Array], Array]:
     try:
         return on_one_core(path)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        _raise_if_memory(error)
+        if isinstance(error, MemoryError) or _is_memory(error):
+            raise MemoryError from error
         raise unusable(
             f"ONNX Runtime cannot load it ({words_of(error)}): export it again, with another "
             "opset perhaps"
@@ -199,11 +200,6 @@ def _allow(more_bytes: int) -> None:
 def _is_memory(error: Exception) -> bool:
     text = str(error)
     return "bad_alloc" in text or "allocate" in text
-
-
-def _raise_if_memory(error: Exception) -> None:
-    if isinstance(error, MemoryError) or _is_memory(error):
-        raise MemoryError from error
 
 
 def _no_memory(task: Task) -> Failed:

@@ -54,11 +54,13 @@ def _listed(root: Path, above: Name, max_entries: int | None) -> list[Entry]:
     # It may have become a link to elsewhere since its own folder was listed.
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if Path(f"/proc/self/fd/{handle}").readlink() != path:
+        if _path_of(handle) != path:
             raise OSError(errno.ELOOP, "it has become a link", str(path))
         with os.scandir(handle) as entries:
             for inner in entries:
-                found.append(_entry((*above, inner.name), inner, path / inner.name))
+                kind = _kind(inner)
+                location = Location(path / inner.name) if kind is Kind.FILE else None
+                found.append(Entry((*above, inner.name), kind, location))
                 _check_count(len(found), max_entries)
     finally:
         os.close(handle)
@@ -71,11 +73,6 @@ def _check_count(count: int, max_entries: int | None) -> None:
             f"the folder holds more than {max_entries} files and folders, the most allowed: use "
             "fewer images"
         )
-
-
-def _entry(name: Name, listed: "os.DirEntry[str]", path: Path) -> Entry:
-    kind = _kind(listed)
-    return Entry(name, kind, Location(path) if kind is Kind.FILE else None)
 
 
 def _kind(entry: "os.DirEntry[str]") -> Kind:
@@ -114,7 +111,7 @@ def open_plain(path: Path, root: Path | None) -> BinaryIO:
     try:
         is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         # Not below the root's real path of now: it may have become a link to elsewhere.
-        if not is_plain or not (root is None or _path_of(file).is_relative_to(root)):
+        if not is_plain or not (root is None or _path_of(file.fileno()).is_relative_to(root)):
             raise InvalidInput(Reason.IMAGE_UNREADABLE, "it is not a plain file of this folder")
     except BaseException:
         file.close()
@@ -122,5 +119,5 @@ def open_plain(path: Path, root: Path | None) -> BinaryIO:
     return file
 
 
-def _path_of(file: BinaryIO) -> Path:
-    return Path(f"/proc/self/fd/{file.fileno()}").readlink()
+def _path_of(handle: int) -> Path:
+    return Path(f"/proc/self/fd/{handle}").readlink()

@@ -219,7 +219,8 @@ class _Tree:
                 break
             inside = self.children[folders[0].name]
             has_images = any(
-                entry.kind is Kind.FILE and _looks_like_image(entry.name[-1]) for entry in inside
+                entry.kind is Kind.FILE and Path(entry.name[-1]).suffix.lower() in formats.SUFFIXES
+                for entry in inside
             )
             if has_images or not any(_is_class(entry) for entry in inside):
                 break
@@ -349,10 +350,6 @@ _OTHER_SUFFIXES = {
     ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf",
     ".zip", ".tar", ".gz", ".log", ".db", ".py", ".sh",
 }  # fmt: skip
-
-
-def _looks_like_image(name: str) -> bool:
-    return Path(name).suffix.lower() in formats.SUFFIXES
 
 
 def _label_of(folder: Entry) -> str:

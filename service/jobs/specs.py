@@ -315,7 +315,12 @@ def staged(spec: JobSpec | RankSpec, blobs: Blobs) -> Iterator[JobSpec | RankSpe
     missing. Without the others a trainer gets on: it exports a backbone anew, and says what it
     could not compare with.
     """
-    needed = {digest for source in _sources(spec) for digest in _files_of(source)}
+    needed = {
+        digest
+        for source in _sources(spec)
+        if source.index
+        for digest in (source.index, *source.packs)
+    }
     useful = _backbones(spec)
     if isinstance(spec, JobSpec):
         useful |= _versions_before(spec)
@@ -330,10 +335,6 @@ def _sources(spec: JobSpec | RankSpec) -> Iterable[ImageSource]:
         yield from spec.base_data
         if spec.target is not None:
             yield spec.target
-
-
-def _files_of(source: ImageSource) -> list[str]:
-    return [source.index, *source.packs] if source.index else []
 
 
 def _backbones(spec: JobSpec | RankSpec) -> set[str]:

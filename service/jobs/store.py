@@ -53,13 +53,14 @@ class JobStore:
     def listen(self, listener: Listener) -> None:
         """Calls `listener` after every change of a job, from the writer's thread.
 
-        It must not block, raise or open a transaction.
+        It must not block and must not open a transaction.
         """
         self._listeners.append(listener)
 
     def note(self, job_id: str) -> None:
         """Tells the listeners once the running transaction is committed."""
-        self.database.after_commit(partial(self._tell, job_id))
+        for listener in self._listeners:
+            self.database.after_commit(partial(listener, job_id))
 
     def create(
         self,
@@ -325,10 +326,6 @@ class JobStore:
         holds.hold(connection, tenant, "dataset", named, job_id)
         backbones = request.backbone_names(self._default_backbone)
         holds.hold(connection, tenant, "backbone", backbones, job_id)
-
-    def _tell(self, job_id: str) -> None:
-        for listener in self._listeners:
-            listener(job_id)
 
 
 def _own(connection: Connection, job_id: str, tenant: str) -> JobRecord:

@@ -275,7 +275,7 @@ class Supervisor:
             problem = self._settings.device_problem(job.request.device)
             await self._save(partial(self._claims.fail, job, Reason.DEVICE_UNAVAILABLE, problem))
             self._metrics.jobs_ended.labels(JobState.FAILED.value).inc()
-        while self._has_free_slots():
+        while any(self._free.values()) and not self._closing.is_set():
             if not await asyncio.to_thread(self._disk.has_room):
                 self._claim_at_s = self._now_s() + self._settings.retry_s
                 return
@@ -286,9 +286,6 @@ class Supervisor:
             if job is None:
                 break
             self._begin(job)
-
-    def _has_free_slots(self) -> bool:
-        return any(self._free.values()) and not self._closing.is_set()
 
     async def _claim(self, kind: JobKind, devices: list[str]) -> JobRecord | None:
         if self._closing.is_set() or not devices or not self._id:

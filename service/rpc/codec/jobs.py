@@ -56,7 +56,7 @@ def job(record: JobRecord) -> pb.Job:
 def _job(record: JobRecord) -> pb.Job:
     return pb.Job(
         job_id=record.job_id,
-        kind=_kind_number(record.kind),
+        kind=f"JOB_KIND_{record.kind.value.upper()}",
         state=_state_number(record.state),
         create_time=timestamp(record.create_time_s),
         start_time=timestamp(record.start_time_s),
@@ -177,10 +177,6 @@ def _elapsed(record: JobRecord) -> Duration | None:
 
 def _error(reason: Reason | None, message: str) -> status_pb2.Status | None:
     return None if reason is None else status.of_reason(reason, message)
-
-
-def _kind_number(value: JobKind) -> Any:
-    return pb.JobKind.Value(f"JOB_KIND_{value.value.upper()}")
 
 
 def _state_number(value: JobState) -> Any:

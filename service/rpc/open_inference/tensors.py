@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from service.engine import preprocess
 from service.engine.engine import Decode
@@ -166,11 +165,6 @@ def _uint8_bytes(numbers: Sequence[int]) -> bytes:
             Reason.TENSOR_INVALID, f"the tensor has the value {array.max()}; UINT8 ends at 255"
         )
     return array.astype(np.uint8).tobytes()
-
-
-def floats(array: npt.NDArray[np.float32]) -> bytes:
-    """Encodes the elements of an FP32 tensor."""
-    return array.astype("<f4").tobytes()
 
 
 def texts(elements: Iterable[str]) -> bytes:
