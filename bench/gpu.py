@@ -44,7 +44,7 @@ from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider, ProviderUnavailable, choose_provider
 from service.engine.runtime import Graph, OnnxRuntime, _half, compiled, marked
-from service.jobs.gpus import VISIBLE
+from service.jobs.launchers import VISIBLE
 from service.ops.cpus import available_cores
 from trainer import backbones, compute, data, export
 from trainer.backbone_file import BackboneFile

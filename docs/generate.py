@@ -5,6 +5,7 @@
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -53,6 +54,15 @@ def _cell(text: str) -> str:
 
 def settings() -> str:
     """Returns the page of settings."""
+    rows = [
+        (
+            f"`{config.variable(each.name)}`",
+            f"`{config.flag(each.name)}`",
+            f"`{config.shown(each.default)}`",
+            each.metadata["text"],
+        )
+        for each in dataclasses.fields(config.Config)
+    ]
     return f"""# Settings of the server
 
 Each setting is a flag of `graft-server run`, an environment variable and a key of the file that
@@ -66,7 +76,8 @@ the server is started. `graft-server doctor` reads and checks the settings witho
 reports what they come to on this machine: processor, providers, and what was measured of each
 backbone.
 
-{config.table()}"""
+{table("Variable", "Flag", "Default", "Meaning", rows=rows)}
+"""
 
 
 def metrics() -> str:

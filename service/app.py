@@ -31,19 +31,22 @@ from service.auth.access_control import AccessControl
 from service.config import Config
 from service.domain import ModelKey
 from service.engine.engine import Engine, EngineLimits
-from service.engine.exporter import Exporter
+from service.engine.export import Exporter
 from service.engine.gpu import LARGEST_RUN, GpuLimits
 from service.engine.provider_table import ProviderTable, machine_key
 from service.engine.providers import choose_provider, visible_gpus
 from service.engine.runtime import OnnxRuntime, Read, Runtime
 from service.engine.timing import Measurer
 from service.errors import Damaged, GraftError, Reason
+from service.jobs.attempt import Attempts
+from service.jobs.claims import Claims
 from service.jobs.default_export import DefaultExport
 from service.jobs.launchers import Launcher, ProcessLauncher, WarmLauncher
 from service.jobs.lineage import Lineage
 from service.jobs.replicas import Replicas
+from service.jobs.settings import Settings
 from service.jobs.store import JobStore
-from service.jobs.supervisor import Settings, Supervisor
+from service.jobs.supervisor import Supervisor
 from service.jobs.watcher import JobWatcher
 from service.jobs.weights import WeightsCheck
 from service.ops import child
@@ -60,7 +63,7 @@ from service.rpc.open_inference import grpc_predict_v2_pb2_grpc
 from service.rpc.open_inference.servicer import OpenInferenceServicer
 from service.rpc.pins import ChangeFollower, Pins
 from service.rpc.predict import PredictionServicer
-from service.rpc.server import RpcServer, to_register
+from service.rpc.server import RpcServer
 from service.storage.models import ModelStore
 from service.storage.version_rows import StoredVersion
 from service.stores import open_stores
@@ -231,11 +234,9 @@ class App:
             provider_table=config.provider_table,
         )
         export = DefaultExport(models, self._launcher, settings)
-        self._supervisor = supervisor = Supervisor(
-            jobs=jobs,
-            replicas=Replicas(
-                jobs, platform.node(), metadata.version("graftml-server"), folder=config.data_dir
-            ),
+        claims = Claims(jobs)
+        attempts = Attempts(
+            claims=claims,
             models=models,
             datasets=datasets,
             blobs=stores.blobs,
@@ -244,6 +245,17 @@ class App:
             settings=settings,
             on_published=warm,
             export=export,
+        )
+        self._supervisor = supervisor = Supervisor(
+            jobs=jobs,
+            claims=claims,
+            replicas=Replicas(
+                jobs, platform.node(), metadata.version("graftml-server"), folder=config.data_dir
+            ),
+            attempts=attempts,
+            datasets=datasets,
+            metrics=metrics,
+            settings=settings,
         )
 
         # RPC.
@@ -260,10 +272,7 @@ class App:
         exporter = Exporter(stores.blobs.read)
         stack.callback(exporter.close)
         prediction = PredictionServicer(
-            engine,
-            models,
-            max_images=config.max_images,
-            timeout_s=config.predict_timeout_s,
+            engine, models, max_images=config.max_images, timeout_s=config.predict_timeout_s
         )
         open_inference = OpenInferenceServicer(
             engine,
@@ -276,29 +285,23 @@ class App:
         )
         rpc = RpcServer(
             [
-                to_register(
-                    fine_tuning_pb2_grpc.add_FineTuningServiceServicer_to_server, fine_tuning
-                ),
-                to_register(
+                (fine_tuning_pb2_grpc.add_FineTuningServiceServicer_to_server, fine_tuning),
+                (
                     dataset_pb2_grpc.add_DatasetServiceServicer_to_server,
                     DatasetServicer(datasets, edits, config.message_timeout_s),
                 ),
-                to_register(
+                (
                     backbone_pb2_grpc.add_BackboneServiceServicer_to_server,
                     BackboneServicer(
-                        stores.backbones,
-                        config.weights_folder,
-                        config.message_timeout_s,
+                        stores.backbones, config.weights_folder, config.message_timeout_s
                     ),
                 ),
-                to_register(
-                    prediction_pb2_grpc.add_PredictionServiceServicer_to_server, prediction
-                ),
-                to_register(
+                (prediction_pb2_grpc.add_PredictionServiceServicer_to_server, prediction),
+                (
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
                     ModelServicer(models, exporter),
                 ),
-                to_register(
+                (
                     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
                     open_inference,
                 ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Literal
 
-from service.errors import InvalidInput, Reason
+from service.errors import bad_field
 
 Colour = tuple[float, float, float]
 _IMAGENET: tuple[Colour, Colour] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -99,11 +99,10 @@ class Backbone:
         if is_known and (not pin or _DIGEST.fullmatch(digest)):
             return asked
         known = (*filter(None, self._names), RANDOM, f"{FILE}NAME.safetensors, {FILE}NAME.pth")
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            field,
             f"{self.name} has no weights {asked[:80]!r}: use {', '.join(known)}, or nothing for "
             "the pretrained ones",
-            field=field,
         )
 
     def weights_file(self, name: str) -> str:
@@ -224,10 +223,9 @@ def found(name: str, field: str = "backbone", *others: str) -> Backbone:
     """As `find`; raises InvalidInput about a field of a request, which may also be `others`."""
     if (row := find(name)) is None:
         shown = name if len(name) <= 80 else name[:77] + "..."
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            field,
             f"backbone {shown!r} is none of {', '.join((*BACKBONES, *others))}, and no "
             f"{TIMM}NAME, {TIMM}NAME.TAG or, for a registered one, {ONNX}NAME",
-            field=field,
         )
     return row

@@ -167,25 +167,18 @@ def _claimed(data_dir: Path) -> Iterator[None]:
     """Keeps servers out of a data folder that is empty; raises NoCopy."""
     held = {path.name for path in data_dir.iterdir()} if data_dir.exists() else set()
     in_the_way = sorted(held - _NOT_IN_THE_WAY)
-    # No file of ours in a folder that is somebody else's.
-    if database.LOCK in held or not in_the_way:
-        with _kept_from_servers(data_dir):
-            if not in_the_way:
-                yield
-                return
-    raise NoCopy(
-        f"{data_dir} holds {in_the_way[0]}: restore into an empty folder; move what is there away, "
-        "and keep it until the server runs again"
-    )
-
-
-@contextmanager
-def _kept_from_servers(data_dir: Path) -> Iterator[None]:
     with ExitStack() as stack:
-        try:
-            stack.enter_context(database.kept_from_servers(data_dir))
-        except Unavailable:
-            raise NoCopy(f"a server uses {data_dir}: stop it, or restore beside it") from None
+        # No file of ours in a folder that is somebody else's.
+        if database.LOCK in held or not in_the_way:
+            try:
+                stack.enter_context(database.kept_from_servers(data_dir))
+            except Unavailable:
+                raise NoCopy(f"a server uses {data_dir}: stop it, or restore beside it") from None
+        if in_the_way:
+            raise NoCopy(
+                f"{data_dir} holds {in_the_way[0]}: restore into an empty folder; move what is "
+                "there away, and keep it until the server runs again"
+            )
         yield
 
 

@@ -4,7 +4,7 @@
 """
 
 import ipaddress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -282,17 +282,6 @@ class Config:
     def feature_cache(self) -> Path | None:
         """The file of features that are kept between jobs; None if none are kept."""
         return self.data_dir / "features.sqlite" if self.feature_cache_mb else None
-
-
-def table() -> str:
-    """Returns the settings as a Markdown table, for docs/reference/settings.md."""
-    rows = ["| Variable | Flag | Default | Meaning |", "| --- | --- | --- | --- |"]
-    for f in fields(Config):
-        default = shown(f.default)
-        rows.append(
-            f"| `{variable(f.name)}` | `{flag(f.name)}` | `{default}` | {f.metadata['text']} |"
-        )
-    return "\n".join(rows) + "\n"
 
 
 def is_loopback(host: str) -> bool:

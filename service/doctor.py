@@ -19,12 +19,13 @@ _SHOWN = 12
 
 def report(config: Config) -> tuple[list[str], bool]:
     """Returns lines for people, and whether a server with these settings can compute."""
-    about = cpus.describe()
+    about, machine = cpus.describe(), machine_key()
+    libraries = machine.keys() - {"processor", "flags", "cores", "quota"}
     lines = [
         f"processor   {about}",
         f"threads     {config.threads or about.available_cores}"
         + (" (set by configuration)" if config.threads else ""),
-        "libraries   " + _libraries(),
+        "libraries   " + ", ".join(f"{n} {v}" for n, v in machine.items() if n in libraries),
     ]
     try:
         provider = choose_provider(config.provider)
@@ -47,11 +48,6 @@ def report(config: Config) -> tuple[list[str], bool]:
         why = "not there yet: a server makes it at its start" if is_new else error.strerror
         lines.append(f"data        {config.data_dir}: {why}")
     return [*lines, *_measured(config)], True
-
-
-def _libraries() -> str:
-    about = ("processor", "flags", "cores", "quota")
-    return ", ".join(f"{name} {v}" for name, v in machine_key().items() if name not in about)
 
 
 def _measured(config: Config) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from service.errors import InvalidInput, Reason
+from service.errors import bad_field
 from service.quantisation import QuantisationCost
 
 LATEST = "latest"
@@ -292,17 +292,16 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
             # Written so that NaN fails.
             if not 0 <= least <= 1:
                 text = f"{where} is {least:g}: it must be at least 0 and at most 1"
-                raise InvalidInput(Reason.INVALID_FIELD, text, field=where)
+                raise bad_field(where, text)
 
     def check_classes(self, classes: Collection[str], field: str) -> None:
         """Raises InvalidInput where a threshold is of none of the classes."""
         strange = sorted({*self.thresholds} - {*classes})
         if strange:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
+            raise bad_field(
+                f"{field}.thresholds.classes",
                 f"there are thresholds of classes that the model does not have: "
                 f"{_listed(strange)}; its classes are {_listed(sorted(classes))}",
-                field=f"{field}.thresholds.classes",
             )
 
 
@@ -316,11 +315,10 @@ def check_threshold_count(count: int, field: str) -> None:
     """Raises InvalidInput for more thresholds of classes than a decision may have."""
     if count > MAX_THRESHOLDS:
         at = f"{field}.thresholds.classes"
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            at,
             f"there are {count} classes in {at}: at most {MAX_THRESHOLDS} may be named; set others "
             "for all that are not",
-            field=at,
         )
 
 
@@ -467,11 +465,10 @@ def check_name(value: str, field: str) -> str:
     """Returns `value` when it can name a model or an alias; raises InvalidInput otherwise."""
     if not _NAME.fullmatch(value):
         shown = value if len(value) <= 80 else value[:77] + "..."
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            field,
             f"{field} {shown!r} is not a name: use 1 to 63 lower-case letters, digits, "
             "'-', '_' and '.', beginning with a letter or digit",
-            field=field,
         )
     return value
 
@@ -480,10 +477,8 @@ def check_alias(value: str, field: str) -> str:
     """As `check_name`, for an alias: it is not a number either."""
     check_name(value, field)
     if value.isdigit():
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"{field} {value!r} is a number, which could be taken for a version: use a name",
-            field=field,
+        raise bad_field(
+            field, f"{field} {value!r} is a number, which could be taken for a version: use a name"
         )
     return value
 
@@ -491,10 +486,9 @@ def check_alias(value: str, field: str) -> str:
 def check_colour(value: str, field: str) -> str:
     """Returns a colour "#rrggbb" in lower case; raises InvalidInput for anything else."""
     if not _COLOUR.fullmatch(value):
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            field,
             f"{field} {value[:80]!r} is not a colour: use # and six hexadecimal digits, such as "
             "#ffffff for white or #000000 for black",
-            field=field,
         )
     return value.lower()

@@ -77,12 +77,7 @@ class GraftError(Exception):
     """Name of the status code, as in `google.rpc.Code`."""
 
     def __init__(
-        self,
-        reason: Reason,
-        message: str,
-        *,
-        field: str = "",
-        retry_after_s: float | None = None,
+        self, reason: Reason, message: str, *, field: str = "", retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -228,6 +223,23 @@ KINDS: Final[Mapping[Reason, type[GraftError]]] = {
     for reason in reasons
 }
 """Maps every reason to its kind."""
+
+
+def bad_field(field: str, message: str) -> InvalidInput:
+    """Makes the error of a request's field that is not allowed."""
+    return InvalidInput(Reason.INVALID_FIELD, message, field=field)
+
+
+def unusable_dataset(message: str, field: str = "") -> InvalidInput:
+    """Makes the error of images from which nothing can be learned as they are."""
+    return InvalidInput(Reason.DATASET_UNUSABLE, message, field=field)
+
+
+def stopping(what_to_do: str) -> Unavailable:
+    """Makes the error of what the server does not do any more, since it stops."""
+    return Unavailable(
+        Reason.SHUTTING_DOWN, f"the service is stopping: {what_to_do}", retry_after_s=5.0
+    )
 
 
 def unloadable(kind: str, what: str) -> Damaged:

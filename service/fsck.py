@@ -28,7 +28,7 @@ from service.ingest import index as indexes
 from service.jobs import records
 from service.jobs.records import Published, StateChanged
 from service.ops.cpus import available_cores
-from service.storage import database
+from service.storage import database, fsync
 from service.storage.blobs import BlobFolder
 from service.storage.collector import needed
 
@@ -218,11 +218,8 @@ def _problem_of(store: BlobFolder, reads_contents: bool, blob: Any) -> str:
     try:
         if (size := _path(store, blob).stat().st_size) != blob["size_bytes"]:
             return f"has {size} bytes, not {blob['size_bytes']}"
-        if reads_contents:
-            with _path(store, blob).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != blob["digest"]:
-                return f"is damaged: its content has digest {found}"
+        if reads_contents and (found := fsync.digest_of(_path(store, blob))) != blob["digest"]:
+            return f"is damaged: its content has digest {found}"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

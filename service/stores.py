@@ -1,5 +1,10 @@
-"""Opens all stores of a data folder, in order, and says what is done to them now and then."""
+"""Opens all stores of a data folder, in order, and does for them what nobody waits for.
 
+That is collecting blobs, deleting what is past its retention, and trimming logs.
+"""
+
+import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -9,7 +14,7 @@ from pathlib import Path
 from service import scratch
 from service.config import Config
 from service.engine import feature_cache as feature_caches
-from service.housekeeping import Housekeeping
+from service.ingest.archives import Limits
 from service.ingest.backbone_process import BackboneChecks
 from service.ingest.process import ReaderProcesses
 from service.jobs.settings import cache_owner
@@ -23,7 +28,7 @@ from service.storage.collector import Collector
 from service.storage.database import Database
 from service.storage.dataset_edits import DatasetEdits
 from service.storage.dataset_keeping import DatasetKeeper
-from service.storage.datasets import DatasetStore, Limits
+from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
 from service.storage.quotas import Quotas
 from service.storage.registered import BackboneStore
@@ -32,6 +37,40 @@ MIB = 2**20
 _HOUSEKEEPING_S = 600.0
 _CHANGES_KEPT_S = 86_400.0
 """A replica that has not polled for so long looks at everything again."""
+
+log = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    """Runs steps by name, one after the other, every `every_s` in a thread. Stops with `close`.
+
+    The first time is that long after the start. A step that fails is logged and tried again the
+    next time.
+    """
+
+    def __init__(self, steps: Mapping[str, Callable[[], object]], every_s: float) -> None:
+        self._steps = steps
+        self._every_s = every_s
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread; waits for the step that runs."""
+        self._is_closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_closing.wait(self._every_s):
+            for name, step in self._steps.items():
+                if self._is_closing.is_set():
+                    return
+                try:
+                    step()
+                except Exception:
+                    log.exception(
+                        "housekeeping failed and is tried again later", extra={"step": name}
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +114,7 @@ def open_stores(
     threads: int,
     is_shared: Callable[[], bool],
     on_damage: Callable[[], None],
-) -> "Stores":
+) -> Stores:
     """Opens the stores of a data folder, which `stack` closes; errors as `Database`.
 
     `on_damage` is called when the database is found damaged, from any thread.

@@ -12,7 +12,7 @@ import grpc
 
 from service.auth import access_file, tls
 from service.auth.audit import Audit
-from service.auth.authenticator import AllowAll, Authenticator, TokenAuthenticator
+from service.auth.authenticator import Authenticator, TokenAuthenticator
 from service.auth.reload import BadFile
 from service.auth.tls import Certificate, Files
 from service.config import BadConfig, Config, is_loopback
@@ -42,15 +42,17 @@ class AccessControl:
     def __init__(self, config: Config, metrics: Metrics) -> None:
         """Reads the access file and the certificate; raises BadConfig if they cannot be used."""
         self._config = config
+        self._tokens: TokenAuthenticator | None = None
+        self._certificate: Certificate | None = None
         try:
-            self._tokens = _tokens(config, metrics)
-            self._certificate = _certificate(config, metrics)
+            if config.access_file is not None:
+                self._tokens = TokenAuthenticator(config.access_file, config.allowed_dirs, metrics)
+            if files := _files(config):
+                self._certificate = Certificate(files, metrics)
         except BadFile as error:
             raise BadConfig(str(error)) from error
-        self.authenticator: Authenticator = self._tokens or AllowAll()
-        self.audit = (
-            Audit(metrics, has_token=self._tokens.has_token) if self._tokens else Audit(metrics)
-        )
+        self.authenticator = self._tokens or Authenticator()
+        self.audit = Audit(metrics, has_token=self.authenticator.has_token)
         if self._tokens and not self._certificate and not is_loopback(config.host):
             log.warning(
                 "tokens reach %s unencrypted: set --tls-cert-file and --tls-key-file, unless "
@@ -109,17 +111,6 @@ class AccessControl:
         if self._certificate and self._certificate.poll():
             log.info("certificate read again", extra={"file": str(self._config.tls_cert_file)})
         return self._tokens.poll() if self._tokens else False
-
-
-def _tokens(config: Config, metrics: Metrics) -> TokenAuthenticator | None:
-    if config.access_file is None:
-        return None
-    return TokenAuthenticator(config.access_file, config.allowed_dirs, metrics)
-
-
-def _certificate(config: Config, metrics: Metrics) -> Certificate | None:
-    files = _files(config)
-    return Certificate(files, metrics) if files else None
 
 
 def _files(config: Config) -> Files | None:

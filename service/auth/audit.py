@@ -79,13 +79,7 @@ class Audit:
         )
 
     def refused(
-        self,
-        method: str,
-        error: GraftError,
-        metadata: Metadata,
-        *,
-        request_id: str,
-        peer: str,
+        self, method: str, error: GraftError, metadata: Metadata, *, request_id: str, peer: str
     ) -> None:
         """Counts a call that was not admitted or may not go on, and logs it within the budget."""
         reason = error.reason.value

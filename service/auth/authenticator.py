@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from service.auth import access_file
 from service.auth.access_file import AccessList, Token
@@ -30,44 +30,34 @@ _NO_TOKEN: Final = Token("0" * 64, Principal("", "", frozenset()))
 log = logging.getLogger(__name__)
 
 
-class Authenticator(Protocol):
-    """Decides who may call what."""
+class Authenticator:
+    """Decides who may call what: this one admits every call, as EVERYBODY."""
 
     @property
     def is_shared(self) -> bool:
         """Whether several tenants share the server, so that none may take all of it."""
+        return False
 
-    def admit(self, method: str, metadata: Metadata) -> Principal:
+    def admit(self, method: str, metadata: Metadata) -> Principal:  # noqa: ARG002
         """Returns the principal of a call, whose method is "/graft.v1.ModelService/GetModel".
 
         Raises Unauthenticated, NotAllowed or OverQuota.
         """
+        return EVERYBODY
 
     def recheck(self, method: str, principal: Principal) -> None:
         """Raises Unauthenticated or NotAllowed if the principal may not go on with its call."""
 
-    def wait_s(self, principal: Principal) -> float:
-        """Counts one more request of a stream and returns 0.0; or returns the seconds to wait."""
-
-
-class AllowAll:
-    """Admits every call as EVERYBODY."""
-
-    is_shared = False
-
-    def admit(self, method: str, metadata: Metadata) -> Principal:  # noqa: ARG002
-        """Returns EVERYBODY."""
-        return EVERYBODY
-
-    def recheck(self, method: str, principal: Principal) -> None:
-        """Raises nothing."""
-
     def wait_s(self, principal: Principal) -> float:  # noqa: ARG002
-        """Returns 0.0."""
+        """Counts one more request of a stream and returns 0.0; or returns the seconds to wait."""
         return 0.0
 
+    def has_token(self, token_id: str) -> bool:  # noqa: ARG002
+        """Tells whether a token has this id, whatever its secret."""
+        return False
 
-class TokenAuthenticator:
+
+class TokenAuthenticator(Authenticator):
     """Admits calls by the tokens of an access file, which it reads again when it changes.
 
     `poll` may run in another thread; everything else belongs to the event loop.
@@ -215,8 +205,7 @@ class TokenAuthenticator:
         if len(given) > 1:
             # Something in between may have looked at another one than we would.
             raise Unauthenticated(
-                Reason.TOKEN_UNKNOWN,
-                f"the call has {len(given)} authorization headers: send one",
+                Reason.TOKEN_UNKNOWN, f"the call has {len(given)} authorization headers: send one"
             )
         token_id, secret = _split(given[0]) or ("", "")
         token = self._list.tokens.get(token_id, _NO_TOKEN)

@@ -137,10 +137,7 @@ _SERVICES: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "ListBackbones": _TRAIN,
         "DeleteBackbone": _ADMIN,
     },
-    "graft.v1.PredictionService": {
-        "Predict": _PREDICT,
-        "PredictStream": _PREDICT,
-    },
+    "graft.v1.PredictionService": {"Predict": _PREDICT, "PredictStream": _PREDICT},
     "graft.v1.ModelService": {
         "GetModel": _ANY,
         "ListModels": _ANY,

@@ -13,7 +13,7 @@ import secrets
 import stat
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,7 +49,8 @@ def make(
     Raises BadFile for an id that is none, InvalidInput for a tenant that is none.
     """
     check_name(tenant, "--tenant")
-    token_id = token_id or f"{_as_id(tenant)}-{secrets.token_hex(4)}"
+    # Names may hold "_", ids may not; and there must be room for the rest.
+    token_id = token_id or f"{tenant.replace('_', '-')[:48]}-{secrets.token_hex(4)}"
     secret = secrets.token_urlsafe(SECRET_BYTES)
     token = f"graft_{token_id}_{secret}"
     if access_file.split(token) is None:
@@ -151,7 +152,8 @@ def _without_table(content: str, number: int) -> str:
     if number >= len(headers):
         return content
     start = headers[number]
-    end = next(_next_headers(lines, start), len(lines))
+    after = (n for n in range(start + 1, len(lines)) if _HEADER.match(lines[n]))
+    end = next(after, len(lines))
     while lines[end - 1].strip() == "" or lines[end - 1].lstrip().startswith("#"):
         end -= 1
     if start > 0 and lines[start - 1].startswith(_MADE):
@@ -160,10 +162,6 @@ def _without_table(content: str, number: int) -> str:
     while end < len(lines) and start > 0 and not lines[start - 1].strip() + lines[end].strip():
         end += 1
     return "".join(lines[:start] + lines[end:])
-
-
-def _next_headers(lines: Sequence[str], start: int) -> Iterator[int]:
-    return (n for n in range(start + 1, len(lines)) if _HEADER.match(lines[n]))
 
 
 def _edit(path: Path, change: Callable[[str], str]) -> None:
@@ -202,11 +200,7 @@ def _replace(path: Path, content: str, found: os.stat_result | None) -> None:
 
 
 def _lines(
-    token_id: str,
-    secret: str,
-    tenant: str,
-    roles: Sequence[str],
-    expires: datetime.datetime | None,
+    token_id: str, secret: str, tenant: str, roles: Sequence[str], expires: datetime.datetime | None
 ) -> str:
     return (
         f"{_MADE}{now().date()}\n"
@@ -217,8 +211,3 @@ def _lines(
         f"roles = {json.dumps(roles)}\n"
         + (f"expires = {expires:%Y-%m-%dT%H:%M:%SZ}\n" if expires else "")
     )
-
-
-def _as_id(tenant: str) -> str:
-    # Names may hold "_", ids may not; and there must be room for the rest.
-    return tenant.replace("_", "-")[:48]

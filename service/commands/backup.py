@@ -18,7 +18,6 @@ _MIB = 2**20
 
 
 def add(commands: command.Commands) -> None:
-    """Adds the subcommands."""
     parser = command.add(
         commands,
         "backup",

@@ -13,7 +13,6 @@ _SETTINGS = ("data_dir", "blobs_dir")
 
 
 def add(commands: command.Commands) -> None:
-    """Adds the subcommand."""
     parser = command.add(
         commands,
         "check",

@@ -8,7 +8,6 @@ from service.commands import command
 
 
 def add(commands: command.Commands) -> None:
-    """Adds the subcommand."""
     parser = command.add(
         commands,
         "doctor",

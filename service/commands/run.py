@@ -26,7 +26,6 @@ log = logging.getLogger("service")
 
 
 def add(commands: command.Commands) -> None:
-    """Adds the subcommand."""
     parser = command.add(
         commands,
         "run",

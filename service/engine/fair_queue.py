@@ -9,7 +9,7 @@ is estimated when it leaves, and set right (`charge`) when it was measured. Not 
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -319,13 +319,12 @@ class FairQueue:
         return max(batches, key=lambda batch: batch.arrived, default=None)
 
     def _next(self, backbone: Backbone | None) -> tuple[str, _Line] | None:
-        least = min(self._eligible(backbone), key=lambda found: found[0], default=None)
-        return None if least is None else least[1:]
-
-    def _eligible(self, backbone: Backbone | None) -> Iterator[tuple[float, str, _Line]]:
-        for name, tenant in self._tenants.items():
-            if (line := tenant.next_line(backbone)) is not None:
-                yield self._used_s[name], name, line
+        eligible = (
+            (name, line)
+            for name, tenant in self._tenants.items()
+            if (line := tenant.next_line(backbone)) is not None
+        )
+        return min(eligible, key=lambda found: self._used_s[found[0]], default=None)
 
     def _is_too_late(self, batch: ImageBatch, now: float) -> bool:
         # An estimate takes nothing from the last that wait: running them is what corrects it.

@@ -17,13 +17,7 @@ from pathlib import Path
 from service.engine import preprocess
 from service.errors import GraftError
 from service.ingest import reader
-from service.ingest.process import (
-    CURRENT_FILE,
-    CURRENT_SLOT_BYTES,
-    Failed,
-    Progressed,
-    Task,
-)
+from service.ingest.process import CURRENT_FILE, CURRENT_SLOT_BYTES, Failed, Progressed, Task
 from service.ops import child, failpoints
 
 _MANY_PIXELS = 16_000_000

@@ -22,14 +22,7 @@ from service.engine.runtime import on_one_core
 from service.errors import GraftError
 from service.ingest import backbone_graph
 from service.ingest.backbone_graph import words_of
-from service.ingest.backbone_process import (
-    MOST_FEATURES,
-    Asked,
-    Checked,
-    Failed,
-    Task,
-    unusable,
-)
+from service.ingest.backbone_process import MOST_FEATURES, Asked, Checked, Failed, Task, unusable
 from service.ops import child, failpoints
 from service.ops.cgroups import be_killed_first
 
@@ -146,7 +139,8 @@ def _loaded(path: Path) -> Callable[[Array], Array]:
     try:
         return on_one_core(path)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        _raise_if_memory(error)
+        if isinstance(error, MemoryError) or _is_memory(error):
+            raise MemoryError from error
         raise unusable(
             f"ONNX Runtime cannot load it ({words_of(error)}): export it again, with another "
             "opset perhaps"
@@ -206,11 +200,6 @@ def _allow(more_bytes: int) -> None:
 def _is_memory(error: Exception) -> bool:
     text = str(error)
     return "bad_alloc" in text or "allocate" in text
-
-
-def _raise_if_memory(error: Exception) -> None:
-    if isinstance(error, MemoryError) or _is_memory(error):
-        raise MemoryError from error
 
 
 def _no_memory(task: Task) -> Failed:

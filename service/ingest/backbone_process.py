@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -81,18 +81,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
 _decoder = msgspec.json.Decoder(Checked | Failed)
 
 
-class Checker(Protocol):
-    """What checks and rewrites files; tests put a fake in its place."""
-
-    def check(self, source: Path, target: Path, asked: Asked, go_on: Callable[[], None]) -> Checked:
-        """Writes the form of `source` that serves to `target`; ends with what `go_on` raises.
-
-        Raises InvalidInput (BACKBONE_UNUSABLE), Exhausted (OUT_OF_MEMORY), Expired, OSError.
-        """
-
-
 class BackboneChecks:
-    """Checks files in processes of their own; see `Checker`."""
+    """Checks and rewrites files in processes of their own."""
 
     def __init__(
         self, environment: Mapping[str, str], *, niceness: int = 0, cpu_s: int = _CPU_S
@@ -104,7 +94,10 @@ class BackboneChecks:
         self._turn = threading.Lock()
 
     def check(self, source: Path, target: Path, asked: Asked, go_on: Callable[[], None]) -> Checked:
-        """See `Checker`."""
+        """Writes the form of `source` that serves to `target`; ends with what `go_on` raises.
+
+        Raises InvalidInput (BACKBONE_UNUSABLE), Exhausted (OUT_OF_MEMORY), Expired, OSError.
+        """
         size = source.stat().st_size
         task = Task(
             source=str(source),

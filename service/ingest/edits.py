@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from service.domain import ReadSummary
-from service.errors import InvalidInput, NotFound, Reason
+from service.errors import InvalidInput, NotFound, Reason, unusable_dataset
 from service.ingest import index as indexes
 from service.ingest import labels as class_names
 from service.ingest.index import Index, IndexedImage
@@ -54,9 +54,8 @@ def removed(base: Path, target: Path, digests: Collection[str]) -> Edited:
     made = _written(base, target, kept)
     left = made.index
     if not left.summary.used or (left.is_labelled and not any(c.train for c in left.classes)):
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            "no image would be left to learn from: leave some in, or delete the dataset",
+        raise unusable_dataset(
+            "no image would be left to learn from: leave some in, or delete the dataset"
         )
     return made
 

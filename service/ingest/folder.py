@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, unusable_dataset
 from service.ingest.layout import Entry, Kind, Name, is_noise
 from service.ingest.packs import Location
 
@@ -32,10 +32,9 @@ def walk(root: Path, max_entries: int | None = None) -> list[Entry]:
             inside = _listed(root, above, max_entries)
         except OSError as error:
             if not above:
-                raise InvalidInput(
-                    Reason.DATASET_UNUSABLE,
+                raise unusable_dataset(
                     f"the folder cannot be read ({error.strerror}): put it back, or allow the "
-                    "server to read it",
+                    "server to read it"
                 ) from error
             found[above] = Entry(above, Kind.DENIED)
             continue
@@ -55,11 +54,13 @@ def _listed(root: Path, above: Name, max_entries: int | None) -> list[Entry]:
     # It may have become a link to elsewhere since its own folder was listed.
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if Path(f"/proc/self/fd/{handle}").readlink() != path:
+        if _path_of(handle) != path:
             raise OSError(errno.ELOOP, "it has become a link", str(path))
         with os.scandir(handle) as entries:
             for inner in entries:
-                found.append(_entry((*above, inner.name), inner, path / inner.name))
+                kind = _kind(inner)
+                location = Location(path / inner.name) if kind is Kind.FILE else None
+                found.append(Entry((*above, inner.name), kind, location))
                 _check_count(len(found), max_entries)
     finally:
         os.close(handle)
@@ -68,16 +69,10 @@ def _listed(root: Path, above: Name, max_entries: int | None) -> list[Entry]:
 
 def _check_count(count: int, max_entries: int | None) -> None:
     if max_entries is not None and count > max_entries:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"the folder holds more than {max_entries} files and folders, the most allowed: use "
-            "fewer images",
+            "fewer images"
         )
-
-
-def _entry(name: Name, listed: "os.DirEntry[str]", path: Path) -> Entry:
-    kind = _kind(listed)
-    return Entry(name, kind, Location(path) if kind is Kind.FILE else None)
 
 
 def _kind(entry: "os.DirEntry[str]") -> Kind:
@@ -116,7 +111,7 @@ def open_plain(path: Path, root: Path | None) -> BinaryIO:
     try:
         is_plain = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         # Not below the root's real path of now: it may have become a link to elsewhere.
-        if not is_plain or not (root is None or _path_of(file).is_relative_to(root)):
+        if not is_plain or not (root is None or _path_of(file.fileno()).is_relative_to(root)):
             raise InvalidInput(Reason.IMAGE_UNREADABLE, "it is not a plain file of this folder")
     except BaseException:
         file.close()
@@ -124,5 +119,5 @@ def open_plain(path: Path, root: Path | None) -> BinaryIO:
     return file
 
 
-def _path_of(file: BinaryIO) -> Path:
-    return Path(f"/proc/self/fd/{file.fileno()}").readlink()
+def _path_of(handle: int) -> Path:
+    return Path(f"/proc/self/fd/{handle}").readlink()

@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, bad_field
 from service.ingest.index import IndexedImage
 from service.ingest.names import shown
 
@@ -33,7 +33,6 @@ class NamedGroups:
     name_pattern: str = ""
 
     def __post_init__(self) -> None:
-        """Checks both."""
         if self.folder_level and self.name_pattern:
             raise _wrong("folder_level", "set folder_level or name_pattern, not both")
         if not 0 <= self.folder_level <= MAX_LEVEL:
@@ -94,4 +93,4 @@ def _check_pattern(pattern: str) -> None:
 
 
 def _wrong(field: str, message: str) -> InvalidInput:
-    return InvalidInput(Reason.INVALID_FIELD, message, field=f"grouping.{field}")
+    return bad_field(f"grouping.{field}", message)

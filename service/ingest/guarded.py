@@ -57,15 +57,12 @@ class Guarded(io.RawIOBase):
             self._header_left = None
 
     def readable(self) -> bool:
-        """True."""
         return True
 
     def seekable(self) -> bool:
-        """True, though not everywhere."""
         return True
 
     def tell(self) -> int:
-        """The position from the start."""
         return int(self._file.tell())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

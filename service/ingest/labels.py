@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterable
 
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, unusable_dataset
 from service.ingest.names import is_text, label_problem, shown
 
 UNLABELLED = "unlabelled"
@@ -31,18 +31,16 @@ def check_alike(labels: Iterable[tuple[str, str]], *, case_sensitive: bool) -> N
         look = _look(raw)
         known, at = by_look.setdefault(look, (raw, where))
         if known != raw:
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
+            raise unusable_dataset(
                 f"the class names {shown(known)} and {shown(raw)} look the same{_places(at, where)}"
-                ": give both classes one name, or two that differ",
+                ": give both classes one name, or two that differ"
             )
         known, at = by_case.setdefault(look.casefold(), (raw, where))
         if not case_sensitive and _look(known) != look:
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
+            raise unusable_dataset(
                 f"the class names {shown(known)} and {shown(raw)} differ in upper and lower case "
                 f"alone{_places(at, where)}: give both classes one name, or set "
-                "case_sensitive_labels if they are two",
+                "case_sensitive_labels if they are two"
             )
 
 

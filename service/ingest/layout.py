@@ -8,14 +8,14 @@ out, with its reason.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.engine import formats
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, unusable_dataset
 from service.ingest.labels import canonical, check_alike, loose_label
 from service.ingest.names import is_text, label_problem, shown, text
 from service.ingest.packs import Location
@@ -107,9 +107,11 @@ def arrange(
     base = tree.base()
     found = Arranged(left_out=tree.noise)
     classes, beside = tree.classes_at(base)
-    labels = _Labels(case_sensitive=case_sensitive)
+    folder_of: dict[str, Entry] = {}
+    """A folder of each class."""
     for part, folder in classes:
-        label = labels.add(folder) if is_labelled else loose_label(folder.name[-1])
+        label = _label_of(folder) if is_labelled else loose_label(folder.name[-1])
+        folder_of.setdefault(label, folder)
         for entry in tree.leaves(folder):
             depth = len(entry.name) - len(folder.name) - 1
             _take(found, entry, label, part if is_labelled else "", max(depth, 0))
@@ -122,13 +124,15 @@ def arrange(
     found.files.sort(key=lambda file: (file.part, file.label, file.name))
     if is_labelled:
         tree.check_parts(base)
-        labels.check()
+        places: dict[str, str] = {}
+        for _, folder in classes:
+            places.setdefault(folder.name[-1], "/".join(folder.name))
+        check_alike(places.items(), case_sensitive=case_sensitive)
         found.warnings += tree.warnings(base, [folder for _, folder in classes])
-        _check_classes(found, labels, beside, {part for part, _ in classes})
+        _check_classes(found, folder_of, beside, {part for part, _ in classes})
     elif not found.files:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"no files were found: put images there, at any depth{_why_none(found.left_out)}",
+        raise unusable_dataset(
+            f"no files were found: put images there, at any depth{_why_none(found.left_out)}"
         )
     return found
 
@@ -215,7 +219,8 @@ class _Tree:
                 break
             inside = self.children[folders[0].name]
             has_images = any(
-                entry.kind is Kind.FILE and _looks_like_image(entry.name[-1]) for entry in inside
+                entry.kind is Kind.FILE and Path(entry.name[-1]).suffix.lower() in formats.SUFFIXES
+                for entry in inside
             )
             if has_images or not any(_is_class(entry) for entry in inside):
                 break
@@ -249,11 +254,10 @@ class _Tree:
         ]
         if len(set(named.values())) > 1 and 0 < len(flat) < len(named):
             deep = next(entry for entry in named if entry not in flat)
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
+            raise unusable_dataset(
                 f"{shown(deep.name[-1])} holds folders and {shown(flat[0].name[-1])} beside it "
                 "holds none: give each a folder per class, take out what has no classes, or rename "
-                "them if they are classes",
+                "them if they are classes"
             )
 
     def warnings(self, base: Name, classes: Sequence[Entry]) -> list[str]:
@@ -348,75 +352,44 @@ _OTHER_SUFFIXES = {
 }  # fmt: skip
 
 
-def _looks_like_image(name: str) -> bool:
-    return Path(name).suffix.lower() in formats.SUFFIXES
-
-
-class _Labels:
-    """The class names of a dataset, and the folders that they came from."""
-
-    def __init__(self, *, case_sensitive: bool) -> None:
-        self._case_sensitive = case_sensitive
-        self._folders: dict[str, Entry] = {}
-        self._raw: dict[str, str] = {}
-
-    def add(self, folder: Entry) -> str:
-        """Returns the class of a folder; raises InvalidInput for a name that cannot be one."""
-        raw = folder.name[-1]
-        if not is_text(raw):
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
-                f"the name of the folder {text(raw)!r} is not UTF-8: rename it",
-            )
-        label = canonical(raw)
-        if problem := label_problem(label):
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE, f"{problem}: rename the folder {shown(raw)}"
-            )
-        self._folders.setdefault(label, folder)
-        self._raw.setdefault(raw, "/".join(folder.name))
-        return label
-
-    def check(self) -> None:
-        """Raises InvalidInput for names that look the same."""
-        check_alike(self._raw.items(), case_sensitive=self._case_sensitive)
-
-    def items(self) -> Sequence[tuple[str, Entry]]:
-        """Classes and a folder of each."""
-        return list(self._folders.items())
+def _label_of(folder: Entry) -> str:
+    """Returns the class of a folder; raises InvalidInput for a name that cannot be one."""
+    raw = folder.name[-1]
+    if not is_text(raw):
+        raise unusable_dataset(f"the name of the folder {text(raw)!r} is not UTF-8: rename it")
+    label = canonical(raw)
+    if problem := label_problem(label):
+        raise unusable_dataset(f"{problem}: rename the folder {shown(raw)}")
+    return label
 
 
 def _check_classes(
-    found: Arranged, labels: _Labels, beside: Sequence[Entry], parts: set[PartName]
+    found: Arranged, folder_of: Mapping[str, Entry], beside: Sequence[Entry], parts: set[PartName]
 ) -> None:
-    if not labels.items():
+    if not folder_of:
         what = "no files were found"
         if beside:
             first = ", ".join(shown("/".join(entry.name)) for entry in beside[:_FIRST])
             what = f"there is no folder of a class beside {first}"
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"{what}: the images must lie in a folder per class, or in train/, val/ and test/ "
-            f"with a folder per class in each{_why_none(found.left_out)}",
+            f"with a folder per class in each{_why_none(found.left_out)}"
         )
     if parts.isdisjoint(("", "train")):
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"there are the parts {' and '.join(f'{part}/' for part in sorted(parts))} and none to "
             "learn from: add train/ with a folder per class, or rename the folders if they are "
-            "classes",
+            "classes"
         )
     for part in sorted(parts - {file.part for file in found.files}):
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"the part {part}/ holds no images: put some into its folders of classes, or remove it",
+        raise unusable_dataset(
+            f"the part {part}/ holds no images: put some into its folders of classes, or remove it"
         )
     filled = {file.label for file in found.files}
-    for label, folder in labels.items():
+    for label, folder in folder_of.items():
         if label not in filled:
-            raise InvalidInput(
-                Reason.DATASET_UNUSABLE,
-                f"the class {shown(label)} has no images: {_why_empty(found, folder, label)}",
+            raise unusable_dataset(
+                f"the class {shown(label)} has no images: {_why_empty(found, folder, label)}"
             )
 
 

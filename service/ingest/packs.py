@@ -32,11 +32,9 @@ class PackWriter:
         self._offset = 0
 
     def __enter__(self) -> "PackWriter":
-        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file."""
         self._file.close()
 
     def add(self, digest: str, data: bytes) -> int:

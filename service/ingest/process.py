@@ -15,7 +15,7 @@ from typing import IO
 import msgspec
 
 from service.domain import Count
-from service.errors import Exhausted, InvalidInput, Reason
+from service.errors import Exhausted, InvalidInput, Reason, unusable_dataset
 from service.ingest.names import shown
 from service.ingest.reader import OnProgress, OverRoom, Read, ReadRequest, untold
 from service.ops import child
@@ -74,7 +74,7 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 class ReaderProcesses:
-    """Reads datasets in processes of their own, a few at once; see `reader.Reader`."""
+    """Reads datasets in processes of their own, a few at once."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class ReaderProcesses:
         go_on: Callable[[], None] = lambda: None,
         on_progress: OnProgress = untold,
     ) -> Read:
-        """See `Reader`. Raises InvalidInput for a file that breaks a decoder, by name."""
+        """As `reader.read`; raises InvalidInput for a file that breaks a decoder, by name, too."""
         task = Task(
             request=request,
             threads=self._threads,
@@ -156,19 +156,17 @@ class ReaderProcesses:
     def _death(self, code: int, request: ReadRequest, printed: IO[bytes]) -> Exception:
         at = _current(Path(request.work))
         if code == -signal.SIGXCPU:
-            return InvalidInput(
-                Reason.DATASET_UNUSABLE,
+            return unusable_dataset(
                 f"reading the images took more processor time than so many may take{at}: send "
-                "fewer or smaller images",
+                "fewer or smaller images"
             )
         if code == -signal.SIGKILL:
             return self._too_large(at)
         if code < 0:
             name = signal.Signals(-code).name
-            return InvalidInput(
-                Reason.DATASET_UNUSABLE,
+            return unusable_dataset(
                 f"the process that decodes images was ended by {name}{at}: a file breaks the "
-                "decoder; remove it, or save it again in another format",
+                "decoder; remove it, or save it again in another format"
             )
         words = child.last_words(printed)
         return RuntimeError(f"the reader ended with code {code}; its last words:\n{words}")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -20,7 +20,7 @@ from service.domain import LeftOutFile, LeftOutReason, PartName
 from service.engine import preprocess
 from service.engine.formats import FOR_CALLERS, WrongFormat
 from service.engine.preprocess import ImageFacts
-from service.errors import GraftError, InvalidInput, Reason
+from service.errors import GraftError, InvalidInput, Reason, unusable_dataset
 from service.ingest import archives, labels, layout
 from service.ingest import index as indexes
 from service.ingest.archives import ArchiveFormat, Limits
@@ -35,7 +35,6 @@ RAW_FILE = "raw"
 """What was given or unpacked, one image after the other; gone when its pack is written."""
 PACK_FILE = "pack.tar"
 INDEX_FILE = "index.jsonl"
-IMAGES_FOLDER = "images"  # TODO: goes with the store
 MAX_BAD_PART = 0.2
 MIN_BAD = 5
 """Files that should be images and are none refuse a dataset when they are at least so many and
@@ -122,22 +121,6 @@ class Read(msgspec.Struct, frozen=True, tag="read"):
     dataset that they were to be added to."""
 
 
-class Reader(Protocol):
-    """Reads datasets."""
-
-    def read(
-        self,
-        request: ReadRequest,
-        go_on: Callable[[], None] = lambda: None,
-        on_progress: OnProgress = untold,
-    ) -> Read:
-        """Reads one and writes its index and its pack; blocks.
-
-        `go_on` is asked often and may raise to stop; `on_progress` is told how many of how
-        many files are read. Raises GraftError for what cannot be used, OverRoom.
-        """
-
-
 def read(
     request: ReadRequest,
     inspect: Inspect,
@@ -145,7 +128,11 @@ def read(
     go_on: Callable[[], None] = lambda: None,
     on_progress: OnProgress = untold,
 ) -> Read:
-    """Reads a dataset in this process; as `Reader.read`."""
+    """Reads a dataset in this process, and writes its index and its pack; blocks.
+
+    `go_on` is asked often and may raise to stop; `on_progress` is told how many of how many files
+    are read. Raises GraftError for what cannot be used, OverRoom.
+    """
     work = Path(request.work)
     raw = work / RAW_FILE
     root = Path(request.folder) if request.folder else work
@@ -266,7 +253,7 @@ def read_folder(
     case_sensitive: bool = False,
     most: int = 0,
 ) -> Index:
-    """Reads a folder where it lies, in this process; writes nothing. Errors as `Reader.read`."""
+    """Reads a folder where it lies, in this process; writes nothing. Errors as `read`."""
     root = root.resolve()
     arranged = layout.arrange(walk(root), is_labelled=is_labelled, case_sensitive=case_sensitive)
     return examine(
@@ -361,9 +348,7 @@ def examine(
     if is_labelled and is_whole:
         _check_left(files, images, left_out)
     if not images:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE, f"no image is left to use: {_listed([*bad, *copies])}"
-        )
+        raise unusable_dataset(f"no image is left to use: {_listed([*bad, *copies])}")
     header = indexes.describe(
         images,
         is_labelled=is_labelled,
@@ -401,22 +386,17 @@ def _bad(file: ImageFile, error: GraftError | OSError) -> LeftOutFile:
 def _check_bad(bad: Sequence[LeftOutFile], good: int, *, is_labelled: bool) -> None:
     total = good + len(bad)
     if not good and (bad or not is_labelled):
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE, f"no image was found among {total} files: {_listed(bad)}"
-        )
+        raise unusable_dataset(f"no image was found among {total} files: {_listed(bad)}")
     if len(bad) < MIN_BAD or len(bad) <= MAX_BAD_PART * total:
         return
-    raise InvalidInput(
-        Reason.DATASET_UNUSABLE,
+    raise unusable_dataset(
         f"{len(bad)} of {total} files are not readable images, too many to leave out; fix or "
-        f"remove them: {_listed(bad)}",
+        f"remove them: {_listed(bad)}"
     )
 
 
 def _check_left(
-    files: Sequence[ImageFile],
-    images: Sequence[IndexedImage],
-    left_out: Sequence[LeftOutFile],
+    files: Sequence[ImageFile], images: Sequence[IndexedImage], left_out: Sequence[LeftOutFile]
 ) -> None:
     """Raises InvalidInput for a part or a class of which every file is left out."""
     why = {row.path: row for row in left_out}
@@ -429,10 +409,9 @@ def _check_left(
 
 
 def _all_left_out(what: str, rows: Sequence[LeftOutFile], remove: str) -> InvalidInput:
-    return InvalidInput(
-        Reason.DATASET_UNUSABLE,
+    return unusable_dataset(
         f"{what} is left without images, since all its files ({len(rows)}) are left out: "
-        f"{_listed(rows, _EXAMPLES)}; fix them, or remove {remove}",
+        f"{_listed(rows, _EXAMPLES)}; fix them, or remove {remove}"
     )
 
 

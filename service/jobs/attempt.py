@@ -33,11 +33,10 @@ from service.contract import (
     Spec,
 )
 from service.domain import ModelKey, VersionSource
-from service.errors import Aborted, Exhausted, GraftError, Internal, Reason, Unavailable
+from service.errors import Exhausted, GraftError, Reason, Unavailable
 from service.jobs.claims import Claims, LeaseLost
 from service.jobs.default_export import DefaultExport
-from service.jobs.gpus import Gpus
-from service.jobs.launchers import Launcher, Trainer, start_held
+from service.jobs.launchers import Gpus, Launcher, Trainer, start_held
 from service.jobs.records import JobRecord, Payload
 from service.jobs.request import DEFAULT_RANKING_S, JobRequest, RankRequest
 from service.jobs.settings import Settings, Slot
@@ -235,9 +234,7 @@ class Attempts:
                     return Trained(out_dir=Path(spec.out_dir), sources=sources)
                 case BackbonesRanked() if not isinstance(spec, JobSpec):
                     return Trained(record)
-                case Exported():
-                    raise Internal(Reason.INTERNAL, "a job's trainer says that it exported")
-                case Heartbeat() | Finished() | BackbonesRanked():
+                case Heartbeat() | Finished() | BackbonesRanked() | Exported():
                     continue
                 case Progressed():
                     if (step := shown.next(record)) is not None:
@@ -327,7 +324,6 @@ class Attempts:
             failpoints.reach("job.publishing")
         if (stored := trained.stored) is None:
             stored = await asyncio.to_thread(self._models.put_result, trained.out_dir)
-            _check_is_of(stored, job)
             # A candidate may never be asked for, and would push out what is.
             if not stored.manifest.gate_failures:
                 await self._warm(request.key, stored)
@@ -447,19 +443,6 @@ def _too_long(request: JobRequest | RankRequest, limit_s: float) -> str:
         f"the job did not end within {limit_s:.4g} s: allow more time, or train for fewer epochs "
         "or on fewer images"
     )
-
-
-def _check_is_of(stored: StoredVersion, job: JobRecord) -> None:
-    manifest, request = stored.manifest, job.request
-    if not isinstance(request, JobRequest) or (manifest.model, manifest.job_id) != (
-        request.model,
-        job.job_id,
-    ):
-        raise Aborted(
-            Reason.TRAINING_FAILED,
-            f"the trainer's result is one of {manifest.job_id} for {manifest.model}, not of this "
-            "job",
-        )
 
 
 def _signal_name(number: int) -> str:

@@ -18,7 +18,7 @@ from service.jobs.records import JobEvent, JobRecord, Payload, Published, StateC
 from service.jobs.store import JobStore
 from service.ops import failpoints
 from service.storage import dataset_rows, holds
-from service.storage.database import Connection, now_s
+from service.storage.database import Connection, marks, now_s
 from service.storage.version_rows import Publication
 
 
@@ -53,7 +53,7 @@ class Claims:
             " WHERE state = ? AND EXISTS (SELECT 1 FROM replicas WHERE replica_id = ?"
             " AND lease_until_s > ?) AND job_id = (SELECT MIN(job_id) FROM jobs AS queued"
             " WHERE state = ? AND kind = ? AND not_before_s <= ?"
-            f" AND device IN ({records.marks(devices)}) GROUP BY tenant ORDER BY"
+            f" AND device IN ({marks(devices)}) GROUP BY tenant ORDER BY"
             " (SELECT COUNT(*) FROM jobs AS running WHERE running.tenant = queued.tenant"
             " AND running.kind = ? AND running.state = ?),"
             # A start in the future was noted before the clock was put back.

@@ -15,9 +15,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -25,12 +26,13 @@ import msgspec
 
 from service import contract
 from service.contract import Command, ExportSpec, JobSpec, Order, RankSpec, Record, Spec
-from service.jobs.gpus import VISIBLE
-from service.jobs.uninterrupted import uninterrupted
+from service.jobs.uninterrupted import begun
 from service.ops import child
 
 SPEC_FILE = "spec.json"
 LOG_FILE = "trainer.log"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable that says which GPUs CUDA shows to a process; an empty one shows none."""
 TMPDIR = "TMPDIR"
 """The variable that says where temporary files go."""
 MAX_LINE_BYTES = 2**20
@@ -41,6 +43,33 @@ REFILL_S = 20.0
 """How long the next warm trainer waits for the job before it to end."""
 
 log = logging.getLogger(__name__)
+
+
+class Gpus:
+    """Shares the machine's GPUs out among trainers. Safe from any thread.
+
+    `names` are as CUDA_VISIBLE_DEVICES has them, in CUDA's order.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        # The service itself computes on the first one: that is lent last.
+        self._lent = dict.fromkeys([*names[1:], *names[:1]], 0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self) -> Iterator[str]:
+        """Yields the name of the GPU with the fewest trainers; "" where there is none."""
+        if not self._lent:
+            yield ""
+            return
+        with self._lock:
+            name = min(self._lent, key=self._lent.__getitem__)
+            self._lent[name] += 1
+        try:
+            yield name
+        finally:
+            with self._lock:
+                self._lent[name] -= 1
 
 
 class Trainer(Protocol):
@@ -68,19 +97,8 @@ class Launcher(Protocol):
 
 async def start_held(launcher: Launcher, spec: Spec, folder: Path, stop_grace_s: float) -> Trainer:
     """Starts a trainer; one that was being started when the caller was cancelled is stopped."""
-    starting = asyncio.create_task(launcher.start(spec, folder))
-
-    async def stop() -> None:
-        await asyncio.wait({starting})
-        if not starting.cancelled() and starting.exception() is None:
-            await starting.result().stop(stop_grace_s)
-
-    try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        # A process that nobody holds would go on for ever.
-        await uninterrupted(stop())
-        raise
+    # A process that nobody holds would go on for ever.
+    return await begun(launcher.start(spec, folder), lambda trainer: trainer.stop(stop_grace_s))
 
 
 def lower_priority(pid: int, niceness: int) -> None:
@@ -111,31 +129,33 @@ class ProcessLauncher:
         command: Sequence[str] = (sys.executable, "-m", "trainer"),
         niceness: int = 10,
     ) -> None:
-        self.niceness = niceness
+        self._niceness = niceness
         self.environment = child.environment_of(environment, may_download=True)
         self._command = tuple(command)
 
     async def start(self, spec: Spec, folder: Path) -> "ProcessTrainer":
         """Starts one; raises OSError when the process cannot be had."""
         spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
+        command = (*self._command, command_of(spec), str(spec_file))
         with await asyncio.to_thread(log_file.open, "ab") as printed:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                command_of(spec),
-                str(spec_file),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=printed,
-                env={
-                    **temporary_files_in(self.environment, folder),
-                    **self.environment,
-                    VISIBLE: spec.gpu,
-                },
-                start_new_session=True,
-                limit=MAX_LINE_BYTES,
-            )
-        lower_priority(process.pid, self.niceness)
+            process = await self.spawn(command, printed, folder, spec.gpu)
         return ProcessTrainer(process, log_file, name_of(spec, folder))
+
+    async def spawn(
+        self, command: Sequence[str], printed: IO[bytes], folder: Path, gpu: str
+    ) -> asyncio.subprocess.Process:
+        """Starts a trainer's process, whose temporary files lie in `folder`; raises OSError."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=printed,
+            env={**temporary_files_in(self.environment, folder), **self.environment, VISIBLE: gpu},
+            start_new_session=True,
+            limit=MAX_LINE_BYTES,
+        )
+        lower_priority(process.pid, self._niceness)
+        return process
 
 
 class ProcessTrainer:
@@ -176,7 +196,6 @@ class ProcessTrainer:
         return await self._process.wait()
 
     async def stop(self, grace_s: float) -> None:
-        """See `Trainer`."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         gone = asyncio.create_task(self.wait())
@@ -261,13 +280,10 @@ class WarmLauncher:
         count: int,
         command: Sequence[str] = (sys.executable, "-m", "trainer", "wait"),
         cold: ProcessLauncher | None = None,
-        refill_s: float = REFILL_S,
     ) -> None:
         self._cold = cold or ProcessLauncher(environment)
-        self._environment = self._cold.environment
         self._count = count
         self._command = tuple(command)
-        self._refill_s = refill_s
         self._waiting: list[_Waiting] = []
         self._starting = 0
         self._refills: set[asyncio.Task[None]] = set()
@@ -298,8 +314,15 @@ class WarmLauncher:
             spec_file, log_file = await asyncio.to_thread(write_spec, spec, folder)
         while self._waiting and not self._closing.is_set():
             waiting = self._waiting.pop(0)
-            own = temporary_files_in(self._environment, folder)
-            if await waiting.take(_order(spec, spec_file, log_file, own.get(TMPDIR, ""))):
+            own = temporary_files_in(self._cold.environment, folder)
+            order = Order(
+                command=command_of(spec),
+                spec=str(spec_file),
+                log=str(log_file),
+                tmp_dir=own.get(TMPDIR, ""),
+                gpu=spec.gpu,
+            )
+            if await waiting.take(order):
                 self._refill_after(waiting.process)
                 return ProcessTrainer(waiting.process, log_file, name_of(spec, folder))
             log.warning("a waiting trainer had died: %s", " | ".join(waiting.last_words()))
@@ -324,7 +347,7 @@ class WarmLauncher:
             over = asyncio.create_task(process.wait())
             closing = asyncio.create_task(self._closing.wait())
             await asyncio.wait(
-                {over, closing}, timeout=self._refill_s, return_when=asyncio.FIRST_COMPLETED
+                {over, closing}, timeout=REFILL_S, return_when=asyncio.FIRST_COMPLETED
             )
             over.cancel()
             closing.cancel()
@@ -350,24 +373,12 @@ class WarmLauncher:
     async def _started(self) -> "_Waiting":
         printed = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=printed,
-                # It has no job's folder and GPU yet.
-                env={
-                    **temporary_files_in(self._environment, Path(tempfile.gettempdir())),
-                    **self._environment,
-                    VISIBLE: "",
-                },
-                start_new_session=True,
-                limit=MAX_LINE_BYTES,
-            )
+            # It has no job's folder and GPU yet.
+            folder = Path(tempfile.gettempdir())
+            process = await self._cold.spawn(self._command, printed, folder, gpu="")
         except BaseException:
             printed.close()
             raise
-        lower_priority(process.pid, self._cold.niceness)
         return _Waiting(process, printed)
 
 
@@ -407,13 +418,3 @@ class _Waiting:
         except TimeoutError:
             log.exception("a waiting trainer could not be killed")
         self._printed.close()
-
-
-def _order(spec: Spec, spec_file: Path, log_file: Path, tmp_dir: str) -> Order:
-    return Order(
-        command=command_of(spec),
-        spec=str(spec_file),
-        log=str(log_file),
-        tmp_dir=tmp_dir,
-        gpu=spec.gpu,
-    )

@@ -74,12 +74,12 @@ class JobEvent(msgspec.Struct, frozen=True):
 
 
 def encode(payload: Payload) -> str:
-    """As the store keeps it."""
+    """Returns the payload as the store keeps it."""
     return msgspec.json.encode(payload).decode()
 
 
 def decode(text: str) -> Payload:
-    """From what `encode` gave."""
+    """Returns what `encode` was given."""
     payload: Payload = _decoder.decode(text)
     return payload
 
@@ -282,8 +282,3 @@ def check_queue(connection: Connection, tenant: str, max_queued: int, *, is_shar
     else:
         return
     raise Exhausted(Reason.QUEUE_FULL, f"{full}: try again later", retry_after_s=_RETRY_AFTER_S)
-
-
-def marks(values: Any) -> str:
-    """Returns a question mark for each value, as a list in SQL."""
-    return ", ".join("?" for _ in values)

@@ -22,8 +22,6 @@ from service.ops import failpoints
 from service.storage.database import Connection, now_s
 
 LEASE_S = 15.0
-BEAT_S = 3.0
-"""Between two renewals of a lease."""
 _DRAINING = (
     " AND EXISTS (SELECT 1 FROM replicas WHERE replicas.replica_id = jobs.owner"
     " AND replicas.is_draining = 1)"

@@ -41,7 +41,7 @@ from service.domain import (
     check_colour,
     check_name,
 )
-from service.errors import InvalidInput, NotAllowed, NotFound, Reason
+from service.errors import InvalidInput, NotAllowed, NotFound, Reason, bad_field
 from service.ingest.grouping import NamedGroups
 from service.ingest.labels import check_given
 from service.jobs.weights import check_registered
@@ -144,7 +144,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if backbone != AUTO:
             registry.found(backbone, "backbone", AUTO).weights_name(self.weights)
         elif self.weights:
-            raise _bad(
+            raise bad_field(
                 "weights",
                 "weights are named and the backbone is auto, which takes each backbone's "
                 "pretrained ones: leave weights empty, or name a backbone",
@@ -164,7 +164,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.background:
             check_colour(self.background, "background")
         if len(set(self.baselines)) < len(self.baselines):
-            raise _bad("baselines", "baselines names one twice: name each once")
+            raise bad_field("baselines", "baselines names one twice: name each once")
         if self.gate is not None:
             _check_gate(self.gate)
             _check_can_be_measured(self.gate, self.method)
@@ -182,13 +182,13 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return
         match self.method:
             case FeatureBased(augmented_views=0):
-                raise _bad(
+                raise bad_field(
                     "augmentation",
                     "augmentation is set, and feature_based without augmented_views varies no "
                     "image: set augmented_views, choose another method, or leave it out",
                 )
             case DomainAdaptation(technique=technique) if technique not in NETWORK_TECHNIQUES:
-                raise _bad(
+                raise bad_field(
                     "augmentation",
                     f"augmentation is set, and the technique {technique} works on frozen features "
                     "and varies no image: leave it out, or choose one of "
@@ -201,18 +201,20 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         row = registry.find(backbone)
         stages = row.stages if row else ()
         if method.train_from_stage and stages and method.train_from_stage not in stages:
-            raise _bad(
+            raise bad_field(
                 at + "train_from_stage",
                 f"{backbone} has no stage {_shown(method.train_from_stage)}; its stages are "
                 f"{', '.join(stages)}",
             )
         if method.precision == "fp16" and self.device == "cpu":
-            raise _bad(at + "precision", "fp16 trains on CUDA alone: use fp32 or bf16 on the CPU")
+            raise bad_field(
+                at + "precision", "fp16 trains on CUDA alone: use fp32 or bf16 on the CPU"
+            )
 
     def _check_domain_adaptation(self, method: DomainAdaptation, *, needs_images: bool) -> None:
         at = "domain_adaptation."
         if needs_images and not self.target_path and not self.target_dataset_id:
-            raise _bad(
+            raise bad_field(
                 at + "target",
                 "the request names no images of the target: set target_path, target_dataset_id "
                 "or target_images",
@@ -220,7 +222,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         for name in ("epochs", "batch_size", "learning_rate"):
             is_set = getattr(method, name) is not None
             if is_set and method.technique not in NETWORK_TECHNIQUES:
-                raise _bad(
+                raise bad_field(
                     at + name,
                     f"{name} is set and the technique {method.technique} trains a head alone: "
                     f"leave it out, or choose one of {', '.join(NETWORK_TECHNIQUES)}",
@@ -263,7 +265,7 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         """
         _check_data(self.server_path, self.dataset_id, is_needed=needs_images)
         if len(self.backbones) > _MAX_RANKED:
-            raise _bad(
+            raise bad_field(
                 "backbones",
                 f"there are {len(self.backbones)} backbones: at most {_MAX_RANKED} are "
                 "ranked at once",
@@ -276,7 +278,7 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
             check_registered(pretrained.backbone, pretrained.weights, at=f"{at}.")
             first = met.setdefault((pretrained.backbone, pretrained.weights), index)
             if first != index:
-                raise _bad(at, f"{at} is backbones[{first}] again: name each once")
+                raise bad_field(at, f"{at} is backbones[{first}] again: name each once")
         _check_bounds(self)
         _check_seed(self.seed)
 
@@ -284,7 +286,7 @@ class RankRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 def check_request_id(value: str) -> None:
     """Raises InvalidInput for a request id that is too long."""
     if len(value) > MAX_REQUEST_ID_CHARS:
-        raise _bad("request_id", f"request_id has more than {MAX_REQUEST_ID_CHARS} characters")
+        raise bad_field("request_id", f"request_id has more than {MAX_REQUEST_ID_CHARS} characters")
 
 
 def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path.path") -> Path:
@@ -294,7 +296,7 @@ def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path
     (PATH_NOT_FOUND) about `field`; the messages say nothing about what lies outside.
     """
     if not path.startswith("/") or "\0" in path or len(path) > _MAX_PATH_CHARS:
-        raise _bad(
+        raise bad_field(
             field, f"path {_shown(path)} is not absolute: name a folder or an archive from '/' on"
         )
     try:
@@ -316,25 +318,23 @@ def allowed_path(path: str, allowed: tuple[Path, ...], field: str = "server_path
         is_there = False
     if not is_there:
         raise NotFound(
-            Reason.PATH_NOT_FOUND,
-            f"there is no folder or archive at {_shown(path)}",
-            field=field,
+            Reason.PATH_NOT_FOUND, f"there is no folder or archive at {_shown(path)}", field=field
         )
     return real
 
 
 def _check_data(server_path: str, dataset_id: str, *, is_needed: bool) -> None:
     if is_needed and not server_path and not dataset_id:
-        raise _bad(
+        raise bad_field(
             "data", "the request names no images: set server_path, dataset_id or inline_images"
         )
     if server_path and dataset_id:
-        raise _bad("data", "server_path and dataset_id are both set: set one")
+        raise bad_field("data", "server_path and dataset_id are both set: set one")
 
 
 def _check_seed(seed: int | None) -> None:
     if seed is not None and not -(2**63) <= seed < 2**63:
-        raise _bad("seed", "seed does not fit into 64 bits")
+        raise bad_field("seed", "seed does not fit into 64 bits")
 
 
 def _check_grouping(given: Grouping | None) -> None:
@@ -342,7 +342,7 @@ def _check_grouping(given: Grouping | None) -> None:
         return
     NamedGroups(given.folder_level, given.name_pattern)
     if not given.folder_level and not given.name_pattern:
-        raise _bad(
+        raise bad_field(
             "grouping",
             "grouping says neither which folder names the groups nor which part of a file's name: "
             "set folder_level, from 1, or name_pattern",
@@ -352,7 +352,7 @@ def _check_grouping(given: Grouping | None) -> None:
 def _check_gate(gate: Gate) -> None:
     _check_bounds(gate, "gate.")
     if len(gate.class_recalls) > _MAX_CLASS_RECALLS:
-        raise _bad(
+        raise bad_field(
             "gate.class_recalls",
             f"there are {len(gate.class_recalls)} classes in class_recalls: at most "
             f"{_MAX_CLASS_RECALLS} may be named; set min_class_recall for all others",
@@ -361,16 +361,16 @@ def _check_gate(gate: Gate) -> None:
         try:
             check_given(label, is_labelled=True)
         except InvalidInput as error:
-            raise _bad("gate.class_recalls", error.message) from None
+            raise bad_field("gate.class_recalls", error.message) from None
         if not 0 <= recall <= 1:
             at = f"gate.class_recalls[{label}]"
-            raise _bad(at, f"{at} is {recall:g}: it must be at least 0 and at most 1")
+            raise bad_field(at, f"{at} is {recall:g}: it must be at least 0 and at most 1")
     if gate.not_worse_than:
         check_alias(gate.not_worse_than, "gate.not_worse_than")
     if gate.alias:
         check_alias(gate.alias, "gate.alias")
     if gate.alias == LATEST:
-        raise _bad(
+        raise bad_field(
             "gate.alias",
             f"{LATEST} moves to a version that passes anyway: leave gate.alias empty, or name "
             "another alias",
@@ -382,7 +382,7 @@ def _check_can_be_measured(gate: Gate, method: Method) -> None:
         return
     for name in ("min_accuracy", "min_class_recall", "class_recalls", "not_worse_than"):
         if getattr(gate, name) not in (None, {}, ""):
-            raise _bad(
+            raise bad_field(
                 f"gate.{name}",
                 f"{name} is set, and without labels of the target nothing tells how good an "
                 "adapted version is there: say evaluate_on_target and label some target images, "
@@ -392,12 +392,14 @@ def _check_can_be_measured(gate: Gate, method: Method) -> None:
 
 def _check_labels(given: Mapping[str, str]) -> None:
     if len(given) > _MAX_LABELS:
-        raise _bad("labels", f"there are {len(given)} labels: at most {_MAX_LABELS} are kept")
+        raise bad_field("labels", f"there are {len(given)} labels: at most {_MAX_LABELS} are kept")
     for key, value in given.items():
         if not 1 <= len(key) <= _MAX_KEY_CHARS:
-            raise _bad("labels", f"the label {_shown(key)} has no 1 to {_MAX_KEY_CHARS} characters")
+            raise bad_field(
+                "labels", f"the label {_shown(key)} has no 1 to {_MAX_KEY_CHARS} characters"
+            )
         if len(value) > _MAX_VALUE_CHARS:
-            raise _bad(
+            raise bad_field(
                 f"labels[{key}]",
                 f"the value of {key!r} has more than {_MAX_VALUE_CHARS} characters",
             )
@@ -412,7 +414,9 @@ def _check_bounds(given: msgspec.Struct, at: str = "") -> None:
         # A duration in the message; its unit is in the name here alone.
         field = at + name.removesuffix(f"_{unit}")
         shown = f" {unit}" if unit else ""
-        raise _bad(field, f"{field} is {value:g}{shown}: it must be {_in_words(bounds)}{shown}")
+        raise bad_field(
+            field, f"{field} is {value:g}{shown}: it must be {_in_words(bounds)}{shown}"
+        )
 
 
 def _hold(bounds: _Number, value: float) -> bool:
@@ -445,7 +449,3 @@ def _bounded(kind: type[msgspec.Struct]) -> list[tuple[str, str, _Number]]:
 
 def _shown(value: str) -> str:
     return repr(value if len(value) <= 120 else value[:117] + "...")
-
-
-def _bad(field: str, message: str) -> InvalidInput:
-    return InvalidInput(Reason.INVALID_FIELD, message, field=field)

@@ -24,14 +24,6 @@ def cache_owner(tenant: str) -> str:
     return "" if tenant == DEFAULT_TENANT else tenant
 
 
-def _no_bound(_tenant: str) -> int | None:
-    return None
-
-
-def _none_registered(_tenant: str) -> list[PretrainedBackbone]:
-    return []
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How jobs are run."""
@@ -40,9 +32,9 @@ class Settings:
     """A folder for each job under way, or back in the queue with a checkpoint."""
     weights_dir: Path
     allowed_dirs_of: AllowedDirs
-    max_stored_bytes_of: Callable[[str], int | None] = _no_bound
+    max_stored_bytes_of: Callable[[str], int | None] = lambda _tenant: None
     """What a tenant may store; archives that jobs unpack count."""
-    registered_of: Callable[[str], list[PretrainedBackbone]] = _none_registered
+    registered_of: Callable[[str], list[PretrainedBackbone]] = lambda _tenant: []
     """From a tenant to the backbones that it registered, by name."""
     default_backbone: str
     prepared: Path | None = None

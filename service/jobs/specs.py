@@ -40,7 +40,7 @@ from service.jobs.request import (
     allowed_path,
 )
 from service.jobs.settings import Settings, Slot, cache_owner
-from service.jobs.weights import Exports, available
+from service.jobs.weights import available
 from service.storage.blobs import Blobs
 from service.storage.datasets import DatasetStore
 from service.storage.models import ModelStore
@@ -67,13 +67,7 @@ class Specs:
         self._heartbeat_s = min(HEARTBEAT_S, settings.heartbeat_timeout_s / _HEARTBEATS)
 
     def spec(
-        self,
-        job: JobRecord,
-        folder: Path,
-        slot: Slot,
-        gpu: str,
-        progress: OnProgress,
-        stop: Event,
+        self, job: JobRecord, folder: Path, slot: Slot, gpu: str, progress: OnProgress, stop: Event
     ) -> tuple[JobSpec | RankSpec, list[VersionSource]]:
         """Returns what a job's trainer is to do, and the images that a version will be made of.
 
@@ -120,7 +114,14 @@ class Specs:
             backbone=backbone,
             weights=known.weights,
             exported=known.exported,
-            backbones=self._choices(request, exported) if backbone == AUTO else [],
+            backbones=[
+                *available(settings.weights_dir, exported),
+                *weights.registered_choices(
+                    settings, request.method, request.baselines, job.tenant
+                ),
+            ]
+            if backbone == AUTO
+            else [],
             weights_dir=str(settings.weights_dir),
             validation_fraction=(
                 DEFAULT_VALIDATION_FRACTION
@@ -198,15 +199,6 @@ class Specs:
             feature_cache_owner=cache_owner(request.tenant),
             heartbeat_s=self._heartbeat_s,
         )
-
-    def _choices(self, request: JobRequest, exported: Exports) -> list[PretrainedBackbone]:
-        settings = self._settings
-        return [
-            *available(settings.weights_dir, exported),
-            *weights.registered_choices(
-                settings, request.method, request.baselines, request.tenant
-            ),
-        ]
 
     def _incumbent(self, request: JobRequest) -> Incumbent | None:
         gate = request.gate
@@ -323,7 +315,12 @@ def staged(spec: JobSpec | RankSpec, blobs: Blobs) -> Iterator[JobSpec | RankSpe
     missing. Without the others a trainer gets on: it exports a backbone anew, and says what it
     could not compare with.
     """
-    needed = {digest for source in _sources(spec) for digest in _files_of(source)}
+    needed = {
+        digest
+        for source in _sources(spec)
+        if source.index
+        for digest in (source.index, *source.packs)
+    }
     useful = _backbones(spec)
     if isinstance(spec, JobSpec):
         useful |= _versions_before(spec)
@@ -338,10 +335,6 @@ def _sources(spec: JobSpec | RankSpec) -> Iterable[ImageSource]:
         yield from spec.base_data
         if spec.target is not None:
             yield spec.target
-
-
-def _files_of(source: ImageSource) -> list[str]:
-    return [source.index, *source.packs] if source.index else []
 
 
 def _backbones(spec: JobSpec | RankSpec) -> set[str]:

@@ -6,7 +6,6 @@ stands in `claims`. Which changes of state are legal stands in `service.domain` 
 the database. A notice carries a job's id and says "look again", nothing else.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -16,23 +15,19 @@ import msgspec
 
 from service.contract import DEFAULT_BACKBONE
 from service.domain import JobKind, JobState, check_name
-from service.errors import AlreadyExists, InvalidInput, Reason, WrongState
+from service.errors import AlreadyExists, Reason, WrongState, bad_field
 from service.jobs import records
 from service.jobs.records import JobEvent, JobRecord, StateChanged, found, record_of
-from service.jobs.request import JobRequest, RankRequest, check_request_id
+from service.jobs.request import JobRequest, RankRequest
 from service.ops import failpoints
 from service.storage import dataset_rows, holds, pagination
-from service.storage.database import Connection, Database, now_s
-
-__all__ = ["JobRecord", "JobStore"]
+from service.storage.database import Connection, Database, marks, now_s
 
 MAX_EVENTS = 1000
 """Most events that one read answers with."""
 MAX_DELETED = 100
 """Jobs that one transaction of the retention deletes, or deletes events of."""
 DAY_S = 86_400.0
-
-log = logging.getLogger(__name__)
 
 Listener = Callable[[str], None]
 """Gets the id of a job that has changed."""
@@ -64,7 +59,8 @@ class JobStore:
 
     def note(self, job_id: str) -> None:
         """Tells the listeners once the running transaction is committed."""
-        self.database.after_commit(partial(self._tell, job_id))
+        for listener in self._listeners:
+            self.database.after_commit(partial(listener, job_id))
 
     def create(
         self,
@@ -81,7 +77,6 @@ class JobStore:
         (DATASET_UNUSABLE), OverQuota (concurrent_jobs, rankings) where the tenant has
         `max_open_jobs` of its kind that have not ended, or Exhausted (QUEUE_FULL).
         """
-        check_request_id(request_id)
         tenant, kind = request.tenant, request.kind
         request_json = msgspec.json.encode(request)
         with self.database.transaction(f"tenant:{tenant}") as connection:
@@ -148,10 +143,9 @@ class JobStore:
         Those of a job that ended long ago may be gone, but for the last.
         """
         if after_sequence < 0:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
+            raise bad_field(
+                "after_sequence",
                 f"after_sequence is {after_sequence}: it must be 0 (for all events) or more",
-                field="after_sequence",
             )
         with self.database.read() as connection:
             kept = connection.execute(
@@ -255,7 +249,7 @@ class JobStore:
         """Returns those of these ids whose jobs have not ended."""
         with self.database.read() as connection:
             kept = connection.execute(
-                f"SELECT job_id FROM jobs WHERE job_id IN ({records.marks(job_ids)})"  # nosec B608  # noqa: S608 - marks
+                f"SELECT job_id FROM jobs WHERE job_id IN ({marks(job_ids)})"  # nosec B608  # noqa: S608 - marks
                 " AND end_time_s IS NULL",
                 tuple(job_ids),
             )
@@ -287,7 +281,7 @@ class JobStore:
         (before,) = pagination.key("jobs", tenant, page_token, str) or ("~",)
         query, values = "SELECT * FROM jobs WHERE tenant = ? AND job_id < ?", [tenant, before]
         if states:
-            query += f" AND state IN ({records.marks(states)})"
+            query += f" AND state IN ({marks(states)})"
             values += sorted(states)
         if model:
             check_name(model, "model")
@@ -332,13 +326,6 @@ class JobStore:
         holds.hold(connection, tenant, "dataset", named, job_id)
         backbones = request.backbone_names(self._default_backbone)
         holds.hold(connection, tenant, "backbone", backbones, job_id)
-
-    def _tell(self, job_id: str) -> None:
-        for listener in self._listeners:
-            try:
-                listener(job_id)
-            except Exception:
-                log.exception("a listener to jobs failed")
 
 
 def _own(connection: Connection, job_id: str, tenant: str) -> JobRecord:

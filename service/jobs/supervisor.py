@@ -26,7 +26,6 @@ from service.jobs.attempt import (
     Attempts,
     Crashed,
     Deferred,
-    OnPublished,
     Outcome,
     Rejected,
     Succeeded,
@@ -34,9 +33,7 @@ from service.jobs.attempt import (
     unexpected,
 )
 from service.jobs.claims import Claims, LeaseLost
-from service.jobs.default_export import DefaultExport
 from service.jobs.disk_space import DiskSpace
-from service.jobs.launchers import Launcher
 from service.jobs.records import JobRecord
 from service.jobs.replicas import Replicas
 from service.jobs.settings import Settings, Slot
@@ -44,12 +41,8 @@ from service.jobs.store import JobStore
 from service.jobs.uninterrupted import uninterrupted
 from service.ops import failpoints
 from service.ops.metrics import Metrics
-from service.storage.blobs import Blobs
 from service.storage.datasets import DatasetStore
-from service.storage.models import ModelStore
 from service.storage.storage_errors import PASSING
-
-__all__ = ["Settings", "Supervisor"]
 
 _DEVICES = ("cpu", "cuda", "auto")
 
@@ -81,34 +74,21 @@ class Supervisor:
         self,
         *,
         jobs: JobStore,
+        claims: Claims,
         replicas: Replicas,
-        models: ModelStore,
+        attempts: Attempts,
         datasets: DatasetStore,
-        blobs: Blobs,
-        launcher: Launcher,
         metrics: Metrics,
         settings: Settings,
-        on_published: OnPublished,
-        export: DefaultExport | None = None,
     ) -> None:
         self._jobs = jobs
-        self._claims = claims = Claims(jobs)
+        self._claims = claims
         self._replicas = replicas
+        self._attempts = attempts
         self._datasets = datasets
         self._metrics = metrics
         self._settings = settings
         self._disk = DiskSpace(settings.work_dir, settings.min_free_bytes)
-        self._attempts = Attempts(
-            claims=claims,
-            models=models,
-            datasets=datasets,
-            blobs=blobs,
-            launcher=launcher,
-            metrics=metrics,
-            settings=settings,
-            on_published=on_published,
-            export=export,
-        )
         self._free = settings.slots
         # Another replica may have what this one lacks.
         self._refused = [
@@ -295,21 +275,17 @@ class Supervisor:
             problem = self._settings.device_problem(job.request.device)
             await self._save(partial(self._claims.fail, job, Reason.DEVICE_UNAVAILABLE, problem))
             self._metrics.jobs_ended.labels(JobState.FAILED.value).inc()
-        while self._has_free_slots():
+        while any(self._free.values()) and not self._closing.is_set():
             if not await asyncio.to_thread(self._disk.has_room):
                 self._claim_at_s = self._now_s() + self._settings.retry_s
                 return
             job = await self._claim(JobKind.RANKING, ["auto"] if self._free["ranking"] else [])
             job = job or await self._claim(
-                JobKind.FINE_TUNE,
-                [d for d in _DEVICES if self._free[self._settings.slot_of(d)]],
+                JobKind.FINE_TUNE, [d for d in _DEVICES if self._free[self._settings.slot_of(d)]]
             )
             if job is None:
                 break
             self._begin(job)
-
-    def _has_free_slots(self) -> bool:
-        return any(self._free.values()) and not self._closing.is_set()
 
     async def _claim(self, kind: JobKind, devices: list[str]) -> JobRecord | None:
         if self._closing.is_set() or not devices or not self._id:

@@ -31,6 +31,24 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     return result
 
 
+async def begun(
+    work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, object]]
+) -> T:
+    """Does the work; `undo` takes back what it came to when the caller was cancelled meanwhile."""
+    task = asyncio.create_task(work)
+
+    async def take_back() -> None:
+        await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is None:
+            await undo(task.result())
+
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await uninterrupted(take_back())
+        raise
+
+
 async def in_long_thread(work: Callable[..., T], *arguments: Any) -> T:
     """Runs `work` as `asyncio.to_thread`, but in a thread for what takes long."""
     context = contextvars.copy_context()

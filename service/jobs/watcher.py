@@ -7,13 +7,11 @@ ends all followers.
 """
 
 import asyncio
-import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
-from service.errors import Reason, Unavailable
+from service.errors import stopping
 from service.jobs.records import JobEvent
 from service.jobs.store import JobStore
 
@@ -23,14 +21,6 @@ POLL_S = 15.0
 SHARED_POLL_S = 1.0
 """Where other processes write to the database, of which no notice comes."""
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class _Follower:
-    loop: asyncio.AbstractEventLoop
-    woken: asyncio.Event
-
 
 class JobWatcher:
     """Tells followers of jobs what the store has new."""
@@ -39,21 +29,24 @@ class JobWatcher:
         self._jobs = jobs
         self._is_alone = jobs.database.is_exclusive
         self._guard = threading.Lock()
-        self._followers: dict[str, set[_Follower]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The followers'; None before the first."""
+        self._followers: dict[str, set[asyncio.Event]] = {}
+        """Set when there may be something new, by job."""
         self._is_closed = False
         jobs.listen(self.notify)
 
     def notify(self, job_id: str) -> None:
         """Says that a job may have new events; from any thread."""
         with self._guard:
-            _wake(self._followers.get(job_id, set()))
+            self._wake(self._followers.get(job_id, ()))
 
     def close(self) -> None:
         """Ends every follower with Unavailable; from any thread."""
         with self._guard:
             self._is_closed = True
             for followers in self._followers.values():
-                _wake(followers)
+                self._wake(followers)
 
     async def follow(
         self, job_id: str, tenant: str, after_sequence: int
@@ -80,11 +73,7 @@ class JobWatcher:
                 if not events and await self._is_over(job_id, tenant, after_sequence):
                     return
                 if self._is_closed:
-                    raise Unavailable(
-                        Reason.SHUTTING_DOWN,
-                        f"the service is stopping: watch again after sequence {after_sequence}",
-                        retry_after_s=5.0,
-                    )
+                    raise stopping(f"watch again after sequence {after_sequence}")
                 try:
                     async with asyncio.timeout(POLL_S if self._is_alone else SHARED_POLL_S):
                         await woken.wait()
@@ -98,22 +87,20 @@ class JobWatcher:
 
     @contextmanager
     def _registered(self, job_id: str) -> Iterator[asyncio.Event]:
-        follower = _Follower(asyncio.get_running_loop(), asyncio.Event())
+        woken = asyncio.Event()
         with self._guard:
-            self._followers.setdefault(job_id, set()).add(follower)
+            self._loop = asyncio.get_running_loop()
+            self._followers.setdefault(job_id, set()).add(woken)
         try:
-            yield follower.woken
+            yield woken
         finally:
             with self._guard:
-                self._followers[job_id].discard(follower)
+                self._followers[job_id].discard(woken)
                 if not self._followers[job_id]:
                     del self._followers[job_id]
 
-
-def _wake(followers: set[_Follower]) -> None:
-    for follower in followers:
-        try:
-            follower.loop.call_soon_threadsafe(follower.woken.set)
-        except RuntimeError:
-            # Its loop is closed, so nobody follows any more.
-            log.debug("a follower's loop is closed")
+    def _wake(self, followers: Iterable[asyncio.Event]) -> None:
+        for woken in followers:
+            assert self._loop is not None, "it is set with the first follower"
+            with suppress(RuntimeError):  # the loop is closed, so nobody follows any more
+                self._loop.call_soon_threadsafe(woken.set)

@@ -25,7 +25,7 @@ from service.contract import (
     ModelBased,
     PretrainedBackbone,
 )
-from service.errors import InvalidInput, Reason, WrongState
+from service.errors import Reason, WrongState, bad_field
 from service.jobs.settings import Settings
 from service.storage.backbone_rows import not_found
 
@@ -188,28 +188,23 @@ def check_registered(
         return
     what = f"{name} is a registered file, whose network is used as it is"
     if weights:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            f"{at}weights",
             f"{name} is a registered file, and its weights are in it: leave weights empty",
-            field=f"{at}weights",
         )
     if isinstance(method, ModelBased):
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            "model_based",
             f"{what}, and model_based trains one: use feature_based or auto, or a backbone that "
             "comes with Graft",
-            field="model_based",
         )
     if isinstance(method, DomainAdaptation) and trains_network(method):
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            "domain_adaptation.technique",
             f"{what}, and the technique {method.technique} trains one: leave the technique to the "
             f"service, or use one of {', '.join(FROZEN_TECHNIQUES)}",
-            field="domain_adaptation.technique",
         )
     if trained := [each for each in baselines if each in _TRAINED]:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"{what}, and the baseline {trained[0]} trains one: leave it out",
-            field="baselines",
+        raise bad_field(
+            "baselines", f"{what}, and the baseline {trained[0]} trains one: leave it out"
         )

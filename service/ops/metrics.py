@@ -4,7 +4,7 @@ Knows nothing of what is measured: other packages get a `Metrics` and record to 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -55,23 +55,25 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"graft_{name}", text, labels, registry=registry)
 
-        def seconds(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(f"graft_{name}", text, labels, registry=registry, buckets=_SECONDS)
+        def histogram(
+            name: str, text: str, *labels: str, buckets: Sequence[float] = _SECONDS
+        ) -> Histogram:
+            return Histogram(f"graft_{name}", text, labels, registry=registry, buckets=buckets)
 
         self.rpc_calls = counter(
             "rpc_calls", "Completed calls, by method and status code.", "method", "code"
         )
-        self.rpc_seconds = seconds("rpc_duration_seconds", "Duration of calls.", "method")
+        self.rpc_seconds = histogram("rpc_duration_seconds", "Duration of calls.", "method")
         self.rpc_active = gauge("rpc_active", "Calls in progress.", "method")
         self.refused_calls = counter(
-            "refused_calls",
-            "Calls refused by authentication, role or quota, by reason.",
-            "reason",
+            "refused_calls", "Calls refused by authentication, role or quota, by reason.", "reason"
         )
         self.reloads = counter(
-            "reloads", "Reloads of the access_file or the certificate: ok or failed.", "what",
+            "reloads",
+            "Reloads of the access_file or the certificate: ok or failed.",
+            "what",
             "outcome",
-        )  # fmt: skip
+        )
         self.reload_failing = gauge(
             "reload_failing",
             "1 while the last reload of the access_file or the certificate failed, and the "
@@ -88,7 +90,7 @@ class Metrics:
             "When the port's certificate expires, Unix time; +Inf without one.",
         )
         self.certificate_expiry.set(float("inf"))
-        self.stage_seconds = seconds(
+        self.stage_seconds = histogram(
             "predict_stage_seconds",
             "Time of an image in each stage of Predict: decode, queue, infer, total.",
             "stage",
@@ -99,20 +101,17 @@ class Metrics:
             "Classified images, by model and outcome (ok or the reason of the error).",
             "model",
             "outcome",
-        )  # fmt: skip
-        self.outlier_score = Histogram(
-            "graft_outlier_score",
+        )
+        self.outlier_score = histogram(
+            "outlier_score",
             "Outlier score of an image against the training images; above 1 is out of "
             "distribution. Origin validation: the held-out images of the last version asked.",
-            ["model", "origin"],
-            registry=registry,
+            "model",
+            "origin",
             buckets=_OUTLIER_SCORES,
         )
-        self.batch_size = Histogram(
-            "graft_batch_size",
-            "Images in one run of a backbone.",
-            registry=registry,
-            buckets=_BATCH,
+        self.batch_size = histogram(
+            "batch_size", "Images in one run of a backbone.", buckets=_BATCH
         )
         self.recent_features = counter(
             "recent_features",
@@ -138,11 +137,10 @@ class Metrics:
         self.hits = counter(
             "loaded_hits", "Lookups that found the backbone or head in memory.", "kind"
         )
-        self.eviction_age_seconds = Histogram(
-            "graft_eviction_age_seconds",
+        self.eviction_age_seconds = histogram(
+            "eviction_age_seconds",
             "Time from the last use to the eviction; low ages mean too little memory.",
-            ["kind"],
-            registry=registry,
+            "kind",
             buckets=(1, 10, 60, 300, 1800, 7200, 43_200, 172_800),
         )
         self.evictions = counter(
@@ -165,11 +163,10 @@ class Metrics:
             "calibrated",
             "gate",
         )
-        self.job_seconds = Histogram(
-            "graft_job_duration_seconds",
+        self.job_seconds = histogram(
+            "job_duration_seconds",
             "Time from a job's start to its end.",
-            ["method"],
-            registry=registry,
+            "method",
             buckets=(1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400),
         )
         epoch = ("job_id", "model")

@@ -1,29 +1,22 @@
 """BackboneService: registers, lists and deletes backbones of tenants, and lists Graft's own."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 from graftml_stubs.v1 import backbone_pb2 as pb
 from graftml_stubs.v1 import backbone_pb2_grpc
-from grpc import aio
 
 from service import backbones as registry
 from service.auth import principal
 from service.backbones import ONNX, Backbone
-from service.errors import InvalidInput, Reason
+from service.errors import bad_field
 from service.jobs.weights import available
 from service.rpc import uploads
 from service.rpc.codec.models import timestamp
-from service.rpc.uploads import bad
+from service.rpc.handlers import Context, in_store_thread
 from service.storage import pagination
-from service.storage.registered import (
-    BackboneStore,
-    BackboneUpload,
-    Description,
-    RegisteredBackbone,
-)
+from service.storage.backbone_rows import RegisteredBackbone
+from service.storage.registered import BackboneStore, BackboneUpload, Description
 
 _SOURCES = {
     "package": pb.BACKBONE_SOURCE_PACKAGE,
@@ -31,26 +24,18 @@ _SOURCES = {
     "timm": pb.BACKBONE_SOURCE_TIMM,
 }
 
-Context = aio.ServicerContext[Any, Any]
-
 
 class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
-    """Stores feature extractors."""
+    """Stores feature extractors, as backbone.proto says."""
 
-    def __init__(
-        self,
-        backbones: BackboneStore,
-        weights_dir: Path,
-        idle_timeout_s: float = 60.0,
-    ) -> None:
+    def __init__(self, backbones: BackboneStore, weights_dir: Path, idle_timeout_s: float) -> None:
         self._backbones = backbones
         self._weights_dir = weights_dir
         self._idle_timeout_s = idle_timeout_s
 
-    async def RegisterBackbone(  # noqa: N802
+    async def RegisterBackbone(
         self, request_iterator: AsyncIterator[pb.RegisterBackboneRequest], context: Context
     ) -> pb.RegisterBackboneResponse:
-        """See backbone.proto."""
         record = await uploads.received(
             request_iterator, "description", self._begin, _take, self._idle_timeout_s
         )
@@ -58,9 +43,9 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
 
     def _begin(self, description: pb.BackboneDescription) -> BackboneUpload:
         if description.layout not in pb.ImageLayout.values():
-            raise bad(
-                f"description.layout {description.layout} is none: use a value of ImageLayout",
+            raise bad_field(
                 "description.layout",
+                f"description.layout {description.layout} is none: use a value of ImageLayout",
             )
         return self._backbones.begin(
             Description(
@@ -77,13 +62,11 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             max_stored_bytes=principal.current().quota.stored_bytes,
         )
 
-    async def ListBackbones(  # noqa: N802
+    @in_store_thread
+    def ListBackbones(
         self, request: pb.ListBackbonesRequest, context: Context
     ) -> pb.ListBackbonesResponse:
-        """See backbone.proto."""
-        return await asyncio.to_thread(self._listed, request, principal.current().tenant)
-
-    def _listed(self, request: pb.ListBackbonesRequest, tenant: str) -> pb.ListBackbonesResponse:
+        tenant = principal.current().tenant
         size = pagination.size(request.page_size)
         after = str((pagination.key("backbones", tenant, request.page_token, str) or ("",))[0])
         found = [_registered(record) for record in self._backbones.page(after, size + 1, tenant)]
@@ -109,24 +92,22 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
             weights=weights,
         )
 
-    async def DeleteBackbone(  # noqa: N802
+    @in_store_thread
+    def DeleteBackbone(
         self, request: pb.DeleteBackboneRequest, context: Context
     ) -> pb.DeleteBackboneResponse:
-        """See backbone.proto."""
         name = ONNX + request.name.removeprefix(ONNX)
         if not registry.is_registered(name) or request.name in registry.BACKBONES:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                f"{request.name[:80]!r} is not a registered backbone's name: onnx/NAME is",
-                field="name",
+            raise bad_field(
+                "name", f"{request.name[:80]!r} is not a registered backbone's name: onnx/NAME is"
             )
-        await asyncio.to_thread(self._backbones.delete, name, principal.current().tenant)
+        self._backbones.delete(name, principal.current().tenant)
         return pb.DeleteBackboneResponse()
 
 
 def _take(upload: BackboneUpload, message: pb.RegisterBackboneRequest) -> None:
     if message.WhichOneof("part") != "chunk":
-        raise bad("a message holds no `chunk`", "part")
+        raise bad_field("part", "a message holds no `chunk`")
     upload.write(message.chunk)
 
 

@@ -2,38 +2,32 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 from graftml_stubs.v1 import dataset_pb2 as pb
 from graftml_stubs.v1 import dataset_pb2_grpc
-from grpc import aio
 
 from service.auth import principal
-from service.auth.principal import Principal
+from service.errors import bad_field
 from service.jobs.uninterrupted import in_long_thread
 from service.rpc import uploads
 from service.rpc.codec import datasets as codec
-from service.rpc.uploads import bad
+from service.rpc.handlers import Context, in_store_thread
 from service.storage.dataset_edits import DatasetEdits
-from service.storage.datasets import DatasetStore, Upload
-
-Context = aio.ServicerContext[Any, Any]
+from service.storage.datasets import DatasetStore
+from service.storage.uploads import Upload
 
 
 class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
-    """Stores images for fine-tuning. Answers are built in the thread that reads the store."""
+    """Stores images for fine-tuning, as dataset.proto says."""
 
-    def __init__(
-        self, datasets: DatasetStore, edits: DatasetEdits, idle_timeout_s: float = 60.0
-    ) -> None:
+    def __init__(self, datasets: DatasetStore, edits: DatasetEdits, idle_timeout_s: float) -> None:
         self._datasets = datasets
         self._edits = edits
         self._idle_timeout_s = idle_timeout_s
 
-    async def UploadDataset(  # noqa: N802
+    async def UploadDataset(
         self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Context
     ) -> pb.UploadDatasetResponse:
-        """See dataset.proto."""
         record = await uploads.received(
             request_iterator, "header", self._begin, _take, self._idle_timeout_s
         )
@@ -49,43 +43,30 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
             max_stored_bytes=principal.current().quota.stored_bytes,
         )
 
-    async def GetDataset(  # noqa: N802
-        self, request: pb.GetDatasetRequest, context: Context
-    ) -> pb.GetDatasetResponse:
-        """See dataset.proto."""
+    @in_store_thread
+    def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.GetDatasetResponse:
+        record = self._datasets.get(request.dataset_id, principal.current().tenant)
+        return pb.GetDatasetResponse(dataset=codec.dataset(record))
 
-        def got(tenant: str) -> pb.GetDatasetResponse:
-            record = self._datasets.get(request.dataset_id, tenant)
-            return pb.GetDatasetResponse(dataset=codec.dataset(record))
-
-        return await asyncio.to_thread(got, principal.current().tenant)
-
-    async def ListDatasets(  # noqa: N802
+    @in_store_thread
+    def ListDatasets(
         self, request: pb.ListDatasetsRequest, context: Context
     ) -> pb.ListDatasetsResponse:
-        """See dataset.proto."""
+        records, token = self._datasets.list(
+            request.page_size, request.page_token, principal.current().tenant
+        )
+        return pb.ListDatasetsResponse(datasets=map(codec.dataset, records), next_page_token=token)
 
-        def listed(tenant: str) -> pb.ListDatasetsResponse:
-            records, token = self._datasets.list(request.page_size, request.page_token, tenant)
-            return pb.ListDatasetsResponse(
-                datasets=[codec.dataset(record) for record in records], next_page_token=token
-            )
-
-        return await asyncio.to_thread(listed, principal.current().tenant)
-
-    async def DeleteDataset(  # noqa: N802
+    @in_store_thread
+    def DeleteDataset(
         self, request: pb.DeleteDatasetRequest, context: Context
     ) -> pb.DeleteDatasetResponse:
-        """See dataset.proto."""
-        await asyncio.to_thread(
-            self._datasets.delete, request.dataset_id, principal.current().tenant
-        )
+        self._datasets.delete(request.dataset_id, principal.current().tenant)
         return pb.DeleteDatasetResponse()
 
-    async def AddImages(  # noqa: N802
+    async def AddImages(
         self, request_iterator: AsyncIterator[pb.AddImagesRequest], context: Context
     ) -> pb.AddImagesResponse:
-        """See dataset.proto."""
         record = await uploads.received(
             request_iterator, "header", self._begin_adding, _take, self._idle_timeout_s
         )
@@ -100,59 +81,42 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
             max_stored_bytes=principal.current().quota.stored_bytes,
         )
 
-    async def RemoveImages(  # noqa: N802
+    @in_store_thread
+    def RemoveImages(
         self, request: pb.RemoveImagesRequest, context: Context
     ) -> pb.RemoveImagesResponse:
-        """See dataset.proto."""
+        record = self._edits.remove(
+            request.dataset_id,
+            request.digests,
+            principal.current().tenant,
+            display_name=request.display_name,
+            max_stored_bytes=principal.current().quota.stored_bytes,
+        )
+        return pb.RemoveImagesResponse(dataset=codec.dataset(record))
 
-        def removed(caller: Principal) -> pb.RemoveImagesResponse:
-            record = self._edits.remove(
-                request.dataset_id,
-                request.digests,
-                caller.tenant,
-                display_name=request.display_name,
-                max_stored_bytes=caller.quota.stored_bytes,
-            )
-            return pb.RemoveImagesResponse(dataset=codec.dataset(record))
-
-        return await asyncio.to_thread(removed, principal.current())
-
-    async def RelabelImages(  # noqa: N802
+    @in_store_thread
+    def RelabelImages(
         self, request: pb.RelabelImagesRequest, context: Context
     ) -> pb.RelabelImagesResponse:
-        """See dataset.proto."""
+        record = self._edits.relabel(
+            request.dataset_id,
+            request.labels,
+            principal.current().tenant,
+            display_name=request.display_name,
+            max_stored_bytes=principal.current().quota.stored_bytes,
+        )
+        return pb.RelabelImagesResponse(dataset=codec.dataset(record))
 
-        def relabelled(caller: Principal) -> pb.RelabelImagesResponse:
-            record = self._edits.relabel(
-                request.dataset_id,
-                request.labels,
-                caller.tenant,
-                display_name=request.display_name,
-                max_stored_bytes=caller.quota.stored_bytes,
-            )
-            return pb.RelabelImagesResponse(dataset=codec.dataset(record))
+    @in_store_thread
+    def ListImages(self, request: pb.ListImagesRequest, context: Context) -> pb.ListImagesResponse:
+        images, token = self._edits.images(
+            request.dataset_id, request.page_size, request.page_token, principal.current().tenant
+        )
+        return pb.ListImagesResponse(images=map(codec.image, images), next_page_token=token)
 
-        return await asyncio.to_thread(relabelled, principal.current())
-
-    async def ListImages(  # noqa: N802
-        self, request: pb.ListImagesRequest, context: Context
-    ) -> pb.ListImagesResponse:
-        """See dataset.proto."""
-
-        def listed(tenant: str) -> pb.ListImagesResponse:
-            images, token = self._edits.images(
-                request.dataset_id, request.page_size, request.page_token, tenant
-            )
-            return pb.ListImagesResponse(
-                images=[codec.image(image) for image in images], next_page_token=token
-            )
-
-        return await asyncio.to_thread(listed, principal.current().tenant)
-
-    async def EraseImage(  # noqa: N802
+    async def EraseImage(
         self, request: pb.EraseImageRequest, context: Context
     ) -> pb.EraseImageResponse:
-        """See dataset.proto."""
         tenant = principal.current().tenant
         erased = await in_long_thread(self._edits.erase, request.image_digest, tenant)
         return pb.EraseImageResponse(
@@ -171,12 +135,14 @@ def _take(upload: Upload, message: pb.UploadDatasetRequest | pb.AddImagesRequest
     elif part == "image":
         add_image(upload, message.image, "image")
     else:
-        raise bad("a message holds neither `archive_chunk` nor `image`", "part")
+        raise bad_field("part", "a message holds neither `archive_chunk` nor `image`")
 
 
 def add_image(upload: Upload, image: pb.LabelledImage, field: str) -> None:
     """Adds one image of a request; `field` names its place in errors."""
     if image.split not in codec.SPLITS:
-        raise bad(f"{field}.split {image.split} is none: use a value of Split", f"{field}.split")
+        raise bad_field(
+            f"{field}.split", f"{field}.split {image.split} is none: use a value of Split"
+        )
     part = codec.SPLITS[image.split]
     upload.add_image(image.label, image.content, image.filename, part, image.group)

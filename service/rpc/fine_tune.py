@@ -9,21 +9,15 @@ from typing import Any
 import msgspec
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
 from graftml_stubs.v1 import fine_tuning_pb2_grpc
-from grpc import aio
 
 from service.auth import principal
 from service.contract import DataFound, ExportedBackbone
 from service.domain import JobKind, JobState, check_name
-from service.errors import Expired, InvalidInput, Reason, WrongState
+from service.errors import Expired, Reason, WrongState
 from service.ingest.labels import canonical
 from service.jobs import weights
 from service.jobs.lineage import Lineage
-from service.jobs.request import (
-    AUTO,
-    JobRequest,
-    allowed_path,
-    check_request_id,
-)
+from service.jobs.request import AUTO, JobRequest, RankRequest, allowed_path, check_request_id
 from service.jobs.settings import Settings
 from service.jobs.store import JobStore
 from service.jobs.uninterrupted import in_thread
@@ -33,17 +27,21 @@ from service.ops import failpoints
 from service.ops.metrics import Metrics
 from service.rpc.codec import jobs, requests
 from service.rpc.datasets import add_image
+from service.rpc.handlers import Context, in_store_thread
 from service.storage.dataset_rows import check_classes
 from service.storage.datasets import DatasetStore
+
+_Message = pb.FineTuneRequest | pb.RankBackbonesRequest
 
 _INLINE = "inline"
 """Stands for a dataset until the images that came along are stored as one."""
 
-Context = aio.ServicerContext[Any, Any]
-
 
 class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
-    """Makes classifiers from labelled images. The supervisor learns of jobs from the store."""
+    """Makes classifiers from labelled images, as fine_tuning.proto says.
+
+    The supervisor learns of jobs from the store.
+    """
 
     def __init__(
         self,
@@ -66,10 +64,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         self._weights = weights
         self._exported = exported
 
-    async def FineTune(  # noqa: N802
-        self, request: pb.FineTuneRequest, context: Context
-    ) -> pb.FineTuneResponse:
-        """See fine_tuning.proto."""
+    async def FineTune(self, request: pb.FineTuneRequest, context: Context) -> pb.FineTuneResponse:
         return await in_thread(partial(self._start, request))
 
     def _start(
@@ -80,8 +75,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         requests.check_size(message)
         check_name(message.model, "model")
         check_request_id(message.request_id)
-        asked = self._read(message)
-        request = asked
+        request = asked = self._read(message)
         # A request id is answered with the job that it started, whatever became of the base.
         if not self._jobs.is_known(message.request_id, principal.current().tenant):
             self._datasets.check_room(
@@ -93,56 +87,53 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             self._check(request, message)
         if message.validate_only:
             return pb.FineTuneResponse()
-        if message.WhichOneof("data") == "inline_images":
-            message.dataset_id = self._store(
-                message.inline_images.images,
-                is_abandoned,
-                case_sensitive=message.case_sensitive_labels,
-                is_alone=request.base is None,
-            )
+        self._store_data(message, is_abandoned, is_alone=request.base is None)
         target = message.domain_adaptation
         if target.WhichOneof("target") == "target_images":
             target.target_dataset_id = self._store(
                 target.target_images.images, is_abandoned, "domain_adaptation.target_images"
             )
+        request = msgspec.structs.replace(
+            request, dataset_id=message.dataset_id, target_dataset_id=target.target_dataset_id
+        )
+        most = principal.current().quota.concurrent_jobs
+        return pb.FineTuneResponse(job=self._create(request, message, is_abandoned, most))
+
+    def _create(
+        self,
+        request: JobRequest | RankRequest,
+        message: _Message,
+        is_abandoned: threading.Event,
+        max_open_jobs: int | None,
+    ) -> pb.Job:
         if is_abandoned.is_set():
             raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: no job is started")
-        request = msgspec.structs.replace(
-            request,
-            dataset_id=message.dataset_id,
-            target_dataset_id=target.target_dataset_id,
-        )
-        record, _ = self._jobs.create(
-            request,
-            message.request_id,
-            # Deterministic, so that a retry has the same bytes.
-            message.SerializeToString(deterministic=True),
-            principal.current().quota.concurrent_jobs,
-        )
+        # Deterministic, so that a retry has the same bytes.
+        came = message.SerializeToString(deterministic=True)
+        record, _ = self._jobs.create(request, message.request_id, came, max_open_jobs)
         failpoints.reach("job.created")
-        return pb.FineTuneResponse(job=jobs.job(record))
+        return jobs.job(record)
 
     def _read(self, message: pb.FineTuneRequest) -> JobRequest:
-        target = message.domain_adaptation
-        data_kind, target_kind = message.WhichOneof("data"), target.WhichOneof("target")
-        return requests.job(
-            message,
-            principal.current().tenant,
-            server_path=(
-                self._path(message.server_path.path, "server_path.path")
-                if data_kind == "server_path"
-                else ""
-            ),
-            dataset_id=_INLINE if data_kind == "inline_images" else message.dataset_id,
-            target_path=(
-                self._path(target.target_path.path, "domain_adaptation.target_path.path")
-                if target_kind == "target_path"
-                else ""
-            ),
-            target_dataset_id=(
-                _INLINE if target_kind == "target_images" else target.target_dataset_id
-            ),
-        )
+        places, target = self._places(message), message.domain_adaptation
+        match target.WhichOneof("target"):
+            case "target_path":
+                at = "domain_adaptation.target_path.path"
+                places["target_path"] = self._path(target.target_path.path, at)
+            case "target_images":
+                places["target_dataset_id"] = _INLINE
+            case _:
+                places["target_dataset_id"] = target.target_dataset_id
+        return requests.job(message, principal.current().tenant, **places)
+
+    def _places(self, message: _Message) -> dict[str, str]:
+        """Returns the fields of a request that say where its images lie."""
+        match message.WhichOneof("data"):
+            case "server_path":
+                return {"server_path": self._path(message.server_path.path, "server_path.path")}
+            case "inline_images":
+                return {"dataset_id": _INLINE}
+        return {"dataset_id": message.dataset_id}
 
     def _check(self, request: JobRequest, message: pb.FineTuneRequest) -> None:
         tenant, settings = principal.current().tenant, self._settings
@@ -155,7 +146,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             ("dataset_id", request.dataset_id),
             ("domain_adaptation.target_dataset_id", request.target_dataset_id),
         ):
-            if dataset_id and dataset_id != _INLINE:
+            if dataset_id not in ("", _INLINE):
                 is_target = field != "dataset_id"
                 self._datasets.check_usable(
                     dataset_id,
@@ -168,10 +159,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         weights.find_registered(settings, backbone, tenant)
         if backbone != AUTO:
             self._weights.check(
-                backbone,
-                request.weights,
-                request.method,
-                lambda name: self._exported(name, tenant),
+                backbone, request.weights, request.method, lambda name: self._exported(name, tenant)
             )
 
     def _path(self, path: str, field: str) -> str:
@@ -190,6 +178,18 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             base.version if which == "version" else None,
             base.alias if which == "alias" else None,
         )
+
+    def _store_data(
+        self, message: _Message, is_abandoned: threading.Event, *, is_alone: bool
+    ) -> None:
+        """Replaces the images that came with a request by a dataset of them."""
+        if message.WhichOneof("data") == "inline_images":
+            message.dataset_id = self._store(
+                message.inline_images.images,
+                is_abandoned,
+                case_sensitive=message.case_sensitive_labels,
+                is_alone=is_alone,
+            )
 
     def _store(
         self,
@@ -223,49 +223,27 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             upload.abort()
             raise
 
-    async def GetJob(  # noqa: N802
-        self, request: pb.GetJobRequest, context: Context
-    ) -> pb.GetJobResponse:
-        """See fine_tuning.proto."""
+    @in_store_thread
+    def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        record = self._jobs.get(request.job_id, principal.current().tenant)
+        return pb.GetJobResponse(job=jobs.job(record))
 
-        def got(tenant: str) -> pb.GetJobResponse:
-            return pb.GetJobResponse(job=jobs.job(self._jobs.get(request.job_id, tenant)))
+    @in_store_thread
+    def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        records, token = self._jobs.list(
+            request.page_size,
+            request.page_token,
+            {jobs.state(number) for number in set(request.states)},
+            request.model,
+            principal.current().tenant,
+            jobs.kind(request.kind),
+            request.labels,
+        )
+        return pb.ListJobsResponse(jobs=map(jobs.job, records), next_page_token=token)
 
-        return await asyncio.to_thread(got, principal.current().tenant)
-
-    async def ListJobs(  # noqa: N802
-        self, request: pb.ListJobsRequest, context: Context
-    ) -> pb.ListJobsResponse:
-        """See fine_tuning.proto."""
-
-        def listed(tenant: str) -> pb.ListJobsResponse:
-            states = {jobs.state(number) for number in set(request.states)}
-            records, token = self._jobs.list(
-                request.page_size,
-                request.page_token,
-                states,
-                request.model,
-                tenant,
-                jobs.kind(request.kind),
-                request.labels,
-            )
-            return pb.ListJobsResponse(
-                jobs=[jobs.job(record) for record in records], next_page_token=token
-            )
-
-        return await asyncio.to_thread(listed, principal.current().tenant)
-
-    async def WatchJob(  # noqa: N802
+    async def WatchJob(
         self, request: pb.WatchJobRequest, context: Context
     ) -> AsyncIterator[pb.WatchJobResponse]:
-        """See fine_tuning.proto."""
-        if request.after_sequence < 0:
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
-                f"after_sequence is {request.after_sequence}: it must be 0 (for all events) or "
-                "more",
-                field="after_sequence",
-            )
         after = request.after_sequence
         async for event in self._watcher.follow(request.job_id, principal.current().tenant, after):
             if isinstance(event.payload, DataFound):  # has a row for each class
@@ -273,30 +251,21 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             else:
                 yield pb.WatchJobResponse(event=jobs.event(event))
 
-    async def CancelJob(  # noqa: N802
-        self, request: pb.CancelJobRequest, context: Context
-    ) -> pb.CancelJobResponse:
-        """See fine_tuning.proto."""
+    @in_store_thread
+    def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:
+        record = self._jobs.request_cancel(request.job_id, principal.current().tenant)
+        if record.state is JobState.CANCELLED:
+            self._metrics.jobs_ended.labels(record.state.value).inc()
+        return pb.CancelJobResponse(job=jobs.job(record))
 
-        def cancelled(tenant: str) -> pb.CancelJobResponse:
-            record = self._jobs.request_cancel(request.job_id, tenant)
-            if record.state is JobState.CANCELLED:
-                self._metrics.jobs_ended.labels(record.state.value).inc()
-            return pb.CancelJobResponse(job=jobs.job(record))
-
-        return await asyncio.to_thread(cancelled, principal.current().tenant)
-
-    async def DeleteJob(  # noqa: N802
-        self, request: pb.DeleteJobRequest, context: Context
-    ) -> pb.DeleteJobResponse:
-        """See fine_tuning.proto."""
-        await asyncio.to_thread(self._jobs.delete, request.job_id, principal.current().tenant)
+    @in_store_thread
+    def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> pb.DeleteJobResponse:
+        self._jobs.delete(request.job_id, principal.current().tenant)
         return pb.DeleteJobResponse()
 
-    async def RankBackbones(  # noqa: N802
+    async def RankBackbones(
         self, request: pb.RankBackbonesRequest, context: Context
     ) -> pb.RankBackbonesResponse:
-        """See fine_tuning.proto."""
         return await in_thread(partial(self._start_ranking, request))
 
     def _start_ranking(
@@ -306,17 +275,7 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
         requests.check_size(message)
         check_request_id(message.request_id)
         tenant, quota = principal.current().tenant, principal.current().quota
-        is_inline = message.WhichOneof("data") == "inline_images"
-        request = requests.ranking(
-            message,
-            tenant,
-            server_path=(
-                self._path(message.server_path.path, "server_path.path")
-                if message.WhichOneof("data") == "server_path"
-                else ""
-            ),
-            dataset_id=_INLINE if is_inline else message.dataset_id,
-        )
+        request = requests.ranking(message, tenant, **self._places(message))
         # A request id is answered with the job that it started; else all is checked before an
         # image is stored.
         if not self._jobs.is_known(message.request_id, tenant):
@@ -325,24 +284,11 @@ class FineTuningServicer(fine_tuning_pb2_grpc.FineTuningServiceServicer):
             for asked in request.backbones:
                 weights.find_registered(self._settings, asked.backbone, tenant)
             self._jobs.check_open(tenant, JobKind.RANKING, quota.rankings)
-            if request.dataset_id and not is_inline:
+            if request.dataset_id not in ("", _INLINE):
                 self._datasets.check_usable(request.dataset_id, tenant, is_alone=True)
         if message.validate_only:
             return pb.RankBackbonesResponse()
-        if is_inline:
-            message.dataset_id = self._store(
-                message.inline_images.images,
-                is_abandoned,
-                case_sensitive=message.case_sensitive_labels,
-                is_alone=True,
-            )
-        if is_abandoned.is_set():
-            raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: no job is started")
-        record, _ = self._jobs.create(
-            msgspec.structs.replace(request, dataset_id=message.dataset_id),
-            message.request_id,
-            message.SerializeToString(deterministic=True),
-            quota.rankings,
-        )
-        failpoints.reach("job.created")
-        return pb.RankBackbonesResponse(job=jobs.job(record))
+        self._store_data(message, is_abandoned, is_alone=True)
+        request = msgspec.structs.replace(request, dataset_id=message.dataset_id)
+        job = self._create(request, message, is_abandoned, quota.rankings)
+        return pb.RankBackbonesResponse(job=job)

@@ -24,19 +24,19 @@ from grpc import aio
 
 from service.auth import principal
 from service.auth.audit import Audit
-from service.auth.authenticator import AllowAll, Authenticator
+from service.auth.authenticator import Authenticator
 from service.auth.principal import UNAUTHENTICATED
-from service.errors import GraftError, Reason, Unavailable
+from service.errors import GraftError, stopping
 from service.ops import logs
 from service.ops.metrics import Calls, Metrics
 from service.rpc import message_io, status
 from service.rpc.admission import HEALTH, Admission, CallLimits, Slot
-from service.rpc.message_io import Context, Parser
+from service.rpc.handlers import Context
+from service.rpc.message_io import Parser
 from service.rpc.request_stream import IDLE_TIMEOUT_S, RequestStream
 
 REQUEST_ID_KEY = "x-request-id"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_RETRY_AFTER_S = 5.0
 _STATUS_TIMEOUT_S = 5.0
 """Time for a status to be sent; one behind an answer that its reader does not take waits on."""
 
@@ -70,29 +70,27 @@ class CallContext:
         calls.active.inc()
         context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
 
-    def refused(self, error: GraftError, audit: Audit | None) -> None:
+    def refused(self, error: GraftError, audit: Audit) -> None:
         """Writes into the audit log that the call was refused."""
-        if audit is not None:
-            audit.refused(
-                self.method, error, self.metadata, request_id=self.request_id, peer=self._peer
-            )
+        audit.refused(
+            self.method, error, self.metadata, request_id=self.request_id, peer=self._peer
+        )
 
-    def ended(self, code: grpc.StatusCode, audit: Audit | None, message: str = "") -> None:
+    def ended(self, code: grpc.StatusCode, audit: Audit, message: str = "") -> None:
         """Closes the account: metrics, the audit log and the log."""
         seconds = time.monotonic() - self._started
         self._calls.active.dec()
         self._calls.ended(code.name)
         self._calls.seconds.observe(seconds)
-        if audit is not None:
-            audit.ended(
-                self.method,
-                self.principal,
-                code,
-                self.request,
-                self.response,
-                request_id=self.request_id,
-                peer=self._peer,
-            )
+        audit.ended(
+            self.method,
+            self.principal,
+            code,
+            self.request,
+            self.response,
+            request_id=self.request_id,
+            peer=self._peer,
+        )
         level = logging.DEBUG if code is grpc.StatusCode.OK else logging.INFO
         # Checked first: making the line costs more than most of a call.
         if log.isEnabledFor(level):
@@ -113,18 +111,12 @@ class Interceptor(aio.ServerInterceptor):
     """Wraps every handler of one server."""
 
     def __init__(
-        self,
-        metrics: Metrics,
-        authenticator: Authenticator | None = None,
-        audit: Audit | None = None,
-        *,
-        limits: CallLimits | None = None,
+        self, metrics: Metrics, authenticator: Authenticator, audit: Audit, limits: CallLimits
     ) -> None:
-        limits = limits or CallLimits()
         self._metrics = metrics
-        self._authenticator = authenticator or AllowAll()
+        self._authenticator = authenticator
         self._audit = audit
-        self._admission = Admission(limits)
+        self.admission = Admission(limits)
         self._timeout_s = limits.message_timeout_s
         self._parsing = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._long_calls: set[CallContext] = set()
@@ -141,7 +133,7 @@ class Interceptor(aio.ServerInterceptor):
             tenant = self._authenticate(call)
             # Calls of the method. The slot is released when the answer has left: until then it
             # takes memory.
-            slot = self._admission.admit(call.method, tenant)
+            slot = self.admission.admit(call.method, tenant)
             call.context.add_done_callback(cast("Any", slot.release))
             # The request, in time and within its limits; the handler; the answers, in time.
             call.response = await serve(call, slot)
@@ -159,7 +151,7 @@ class Interceptor(aio.ServerInterceptor):
         if call.method.startswith(HEALTH):
             return None
         if self._is_closed:
-            raise _stopping()
+            raise stopping("try again when it is back")
         try:
             call.principal = self._authenticator.admit(call.method, call.metadata)
         except GraftError as error:
@@ -169,7 +161,11 @@ class Interceptor(aio.ServerInterceptor):
         return call.principal.tenant if self._authenticator.is_shared else None
 
     def _serve(self, method: str, handler: Any) -> Callable[[CallContext, Slot], Awaitable[Any]]:
-        """Returns the innermost layer: the request is read, the handler called, answers sent."""
+        """Returns the innermost layer: the request is read, the handler called, answers sent.
+
+        A handler of many answers yields them; one that wrote them itself, as that of health
+        checks does, would wait for a slow reader without end.
+        """
         parser = Parser(method, handler.request_deserializer, self._parsing)
         answer = (
             handler.unary_unary
@@ -179,8 +175,6 @@ class Interceptor(aio.ServerInterceptor):
         )
         takes_many, gives_many = handler.request_streaming, handler.response_streaming
         is_generator = inspect.isasyncgenfunction(answer)
-        if gives_many and not is_generator and not method.startswith(HEALTH):
-            raise TypeError(f"{method} must yield its answers: they are sent here")
 
         async def read(call: CallContext, slot: Slot) -> Any:
             if takes_many:
@@ -239,10 +233,7 @@ class Interceptor(aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: Any
     ) -> Any:
-        """Returns the method's handler with the onion around it.
-
-        Raises TypeError for one that sends its answers itself, past the time limit on each.
-        """
+        """Returns the method's handler with the onion around it."""
         method = str(details.method)
         if method not in self._handlers:
             handler = await continuation(details)
@@ -285,15 +276,6 @@ class Interceptor(aio.ServerInterceptor):
                 except GraftError:
                     call.task.cancel()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no call but health checks is running."""
-        return self._admission.is_empty
-
-    async def wait_empty(self) -> None:
-        """Waits until all calls but health checks have their answers."""
-        await self._admission.wait_empty()
-
     def shutdown(self) -> None:
         """Ends the thread that counts large messages; no call may be running."""
         self._parsing.shutdown(wait=False)
@@ -322,12 +304,4 @@ class Interceptor(aio.ServerInterceptor):
         finally:
             self._streams.discard(requests)
         if requests.is_cut:
-            raise _stopping()
-
-
-def _stopping() -> Unavailable:
-    return Unavailable(
-        Reason.SHUTTING_DOWN,
-        "the service is stopping: try again when it is back",
-        retry_after_s=_RETRY_AFTER_S,
-    )
+            raise stopping("try again when it is back")

@@ -18,6 +18,7 @@ from grpc import aio
 
 from service.errors import Expired, InvalidInput, Reason
 from service.rpc.admission import HEALTH, Slot
+from service.rpc.handlers import Context
 
 MAX_ELEMENTS: Final = 50_000
 """Limit on the elements of a request that brings images or files."""
@@ -63,8 +64,6 @@ _NUMBER_BYTES: Final = {
 }
 """Least size of a packed number by its type; one byte where none is named."""
 
-Context = aio.ServicerContext[Any, Any]
-
 
 async def receive(context: Context, parser: "Parser", slot: Slot, timeout_s: float) -> Any:
     """Returns the request of a call that brings one; `slot` counts the bytes that it holds.
@@ -96,8 +95,7 @@ async def send(context: Context, response: Any, timeout_s: float) -> None:
             await context.write(response)
     except TimeoutError:
         raise Expired(
-            Reason.DEADLINE_EXCEEDED,
-            f"the reader took no answer for {timeout_s:g} s: read faster",
+            Reason.DEADLINE_EXCEEDED, f"the reader took no answer for {timeout_s:g} s: read faster"
         ) from None
     except aio.InternalError:
         # gRPC takes nothing more for a caller who is gone, and may say so before it cancels.

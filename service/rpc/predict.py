@@ -5,19 +5,18 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 from graftml_stubs.v1 import prediction_pb2 as pb
 from graftml_stubs.v1 import prediction_pb2_grpc
-from grpc import aio
 
 from service.auth import principal
 from service.domain import Decision, ModelFiles, ModelKey
 from service.engine import preprocess
 from service.engine.engine import AskedModel, Decode, Engine
-from service.errors import InvalidInput, NotFound, Reason
+from service.errors import NotFound, bad_field
 from service.rpc import bounded_pipeline, status
 from service.rpc.codec import decisions, predictions
+from service.rpc.handlers import Context
 from service.storage.models import ModelStore
 
 MAX_MODELS = 32
@@ -27,7 +26,7 @@ _MAX_ID_CHARS = 128
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
-    """Classifies images."""
+    """Classifies images, as prediction.proto says."""
 
     def __init__(
         self, engine: Engine, models: ModelStore, *, max_images: int, timeout_s: float
@@ -37,20 +36,14 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self._max_images = max_images
         self._timeout_s = timeout_s
 
-    async def Predict(  # noqa: N802
-        self, request: pb.PredictRequest, context: aio.ServicerContext[Any, Any]
-    ) -> pb.PredictResponse:
-        """See prediction.proto."""
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         remaining = context.time_remaining()
         timeout_s = self._timeout_s if remaining is None else min(self._timeout_s, remaining)
         return await self._predict(request, timeout_s)
 
-    async def PredictStream(  # noqa: N802
-        self,
-        request_iterator: AsyncIterator[pb.PredictStreamRequest],
-        context: aio.ServicerContext[Any, Any],
+    async def PredictStream(
+        self, request_iterator: AsyncIterator[pb.PredictStreamRequest], context: Context
     ) -> AsyncIterator[pb.PredictStreamResponse]:
-        """See prediction.proto. A slow reader slows the reading of its requests."""
         async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:
                 yield response
@@ -58,7 +51,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     async def _answer(self, item: pb.PredictStreamRequest) -> pb.PredictStreamResponse:
         try:
             if len(item.id) > _MAX_ID_CHARS:
-                raise _bad("id", f"the id has more than {_MAX_ID_CHARS} characters")
+                raise bad_field("id", f"the id has more than {_MAX_ID_CHARS} characters")
             response = await self._predict(item.request, self._timeout_s)
             return pb.PredictStreamResponse(id=item.id, response=response)
         except Exception as error:
@@ -90,24 +83,24 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     def _check(self, request: pb.PredictRequest) -> None:
         models, images = len(request.models), len(request.images)
         if not models:
-            raise _bad("models", "the request names no model: name at least one")
+            raise bad_field("models", "the request names no model: name at least one")
         if models > MAX_MODELS:
-            raise _bad(
+            raise bad_field(
                 "models",
                 f"the request names {models} models, more than the {MAX_MODELS} that one call may "
                 "ask: ask them in several calls",
             )
         if not images:
-            raise _bad("images", "the request holds no images: send at least one")
+            raise bad_field("images", "the request holds no images: send at least one")
         if images * models > self._max_images:
             asked = f" for {models} models, {images * models} answers" if models > 1 else ""
-            raise _bad(
+            raise bad_field(
                 "images",
                 f"the request holds {images} images{asked}, more than the {self._max_images} that "
                 "one call may bring: send them in several calls",
             )
         if request.top_k < 0:
-            raise _bad("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
+            raise bad_field("top_k", f"top_k is {request.top_k}: it must be 0 (for 1) or more")
 
     async def _files(self, spec: pb.ModelSpec, at: int) -> ModelFiles:
         which = spec.WhichOneof("which")
@@ -151,15 +144,11 @@ def _decode(image: pb.Image, index: int) -> Decode:
         return preprocess.Encoded(lambda: image.encoded)
     if kind == "tensor":
         if image.tensor.data_type not in (pb.DATA_TYPE_UINT8, pb.DATA_TYPE_FLOAT32):
-            raise _bad(
+            raise bad_field(
                 f"images[{index}].tensor.data_type",
                 f"images[{index}].tensor.data_type must be DATA_TYPE_UINT8 or DATA_TYPE_FLOAT32",
             )
         tensor = image.tensor
         is_float = tensor.data_type == pb.DATA_TYPE_FLOAT32
         return preprocess.Tensor(lambda: tensor.data, tensor.shape, is_float=is_float)
-    raise _bad(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")
-
-
-def _bad(field: str, message: str) -> InvalidInput:
-    return InvalidInput(Reason.INVALID_FIELD, message, field=field)
+    raise bad_field(f"images[{index}]", f"images[{index}] holds neither `encoded` nor `tensor`")

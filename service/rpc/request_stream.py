@@ -8,7 +8,8 @@ from grpc import aio
 
 from service.errors import Expired, Reason
 from service.rpc.admission import Slot
-from service.rpc.message_io import Context, Parser
+from service.rpc.handlers import Context
+from service.rpc.message_io import Parser
 
 IDLE_TIMEOUT_S = 600.0
 """Time for a stream's next request to arrive; longer than any answer takes."""

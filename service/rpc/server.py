@@ -72,7 +72,8 @@ _CONNECTION = (
 _NO_COMPRESSION = (("grpc.compression_enabled_algorithms_bitset", 1),)
 """Enables no algorithm but identity, the lowest bit of gRPC's enumeration."""
 
-Register = Callable[[aio.Server], None]
+Service = tuple[Callable[[Any, Any], None], object]
+"""A generated `add_XServicer_to_server`, and the servicer."""
 
 
 class RpcServer:
@@ -80,7 +81,7 @@ class RpcServer:
 
     def __init__(
         self,
-        services: list[Register],
+        services: list[Service],
         metrics: Metrics,
         max_message_bytes: int,
         *,
@@ -90,7 +91,9 @@ class RpcServer:
         limits: CallLimits | None = None,
     ) -> None:
         limits = limits or CallLimits()
-        self._interceptor = Interceptor(metrics, authenticator, audit, limits=limits)
+        self._interceptor = Interceptor(
+            metrics, authenticator or Authenticator(), audit or Audit(metrics), limits
+        )
         handshake_s = min(_HANDSHAKE_S, limits.message_timeout_s)
         self._server = aio.server(
             interceptors=[self._interceptor],
@@ -106,8 +109,8 @@ class RpcServer:
                 *_CONNECTION,
             ],
         )
-        for register in services:
-            register(self._server)
+        for add, servicer in services:
+            add(servicer, self._server)
         self.is_serving = False
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -154,20 +157,11 @@ class RpcServer:
         # It listens until then: a server that has stopped gives callers no reason.
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                if not self._interceptor.is_empty:
-                    await self._interceptor.wait_empty()
+                if not self._interceptor.admission.is_empty:
+                    await self._interceptor.admission.wait_empty()
                     await asyncio.sleep(_LAST_REFUSALS_S)
         await self._server.stop(_LAST_ANSWERS_S)
         self._interceptor.shutdown()
-
-
-def to_register(add: Callable[[Any, Any], None], servicer: object) -> Register:
-    """Binds a generated `add_XServicer_to_server` to its servicer."""
-
-    def register(server: aio.Server) -> None:
-        add(servicer, server)
-
-    return register
 
 
 def _why_not(address: str) -> str:

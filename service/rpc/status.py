@@ -32,16 +32,11 @@ def from_error(error: BaseException) -> status_pb2.Status:
     if isinstance(error, GraftError):
         quota = error.subject if isinstance(error, OverQuota) else ""
         message = _shortened(error.message)
-        return _status(error.reason, message, error.field, error.retry_after_s, quota)
+        return of_reason(error.reason, message, error.field, error.retry_after_s, quota)
     incident = secrets.token_hex(6)
     log.error("unexpected error %s", incident, exc_info=error)
     message = f"an unexpected error happened; the service's log holds it under {incident}"
-    return _status(Reason.INTERNAL, message)
-
-
-def of_job(reason: Reason, message: str) -> status_pb2.Status:
-    """Makes the status of a failed job."""
-    return _status(reason, message)
+    return of_reason(Reason.INTERNAL, message)
 
 
 def code_of(status: status_pb2.Status) -> grpc.StatusCode:
@@ -49,13 +44,14 @@ def code_of(status: status_pb2.Status) -> grpc.StatusCode:
     return _BY_NUMBER[status.code]
 
 
-def _status(
+def of_reason(
     reason: Reason,
     message: str,
     field: str = "",
     retry_after_s: float | None = None,
     quota: str = "",
 ) -> status_pb2.Status:
+    """Makes the status of a reason, as of a failed job."""
     details = [error_details_pb2.ErrorInfo(reason=reason.value, domain=DOMAIN)]
     if field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)

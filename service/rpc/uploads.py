@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, TypeVar
 
-from service.errors import Expired, InvalidInput, Reason
-from service.jobs.uninterrupted import in_long_thread, uninterrupted
+from service.errors import Expired, Reason, bad_field
+from service.jobs.uninterrupted import begun, in_long_thread, uninterrupted
 
 Stored = TypeVar("Stored")
 Stored_co = TypeVar("Stored_co", covariant=True)
@@ -54,8 +54,11 @@ async def received(
 
     message = await next_message()
     if message is None or message.WhichOneof("part") != first:
-        raise bad(f"the stream must begin with the {first}", first)
-    upload = await _begun(begin, getattr(message, first))
+        raise bad_field(first, f"the stream must begin with the {first}")
+    # A thread goes on when nobody waits for it, and its folder would belong to nobody.
+    upload = await begun(
+        in_long_thread(begin, getattr(message, first)), lambda upload: in_long_thread(upload.abort)
+    )
     try:
         count = 0
         while True:
@@ -63,14 +66,14 @@ async def received(
             if message is None or message.WhichOneof("part") == "end":
                 break
             if message.WhichOneof("part") == first:
-                raise bad(f"the {first} came twice: send it once, first", first)
+                raise bad_field(first, f"the {first} came twice: send it once, first")
             await in_long_thread(take, upload, message)
             count += 1
         if message is None or message.end.message_count != count:
-            raise bad(
+            raise bad_field(
+                "end",
                 f"the upload was cut off after {count} messages, without the `end` that tells "
                 "how many there are: send it again",
-                "end",
             )
         return await in_long_thread(upload.finish)
     finally:
@@ -78,24 +81,3 @@ async def received(
         upload.abandon()
         # To its end, and that of a thread that still finishes: so long the call keeps its slot.
         await uninterrupted(in_long_thread(upload.abort))
-
-
-async def _begun(begin: Callable[[Any], Upload[Stored]], content: Any) -> Upload[Stored]:
-    beginning = asyncio.create_task(in_long_thread(begin, content))
-    try:
-        return await asyncio.shield(beginning)
-    except asyncio.CancelledError:
-        # The thread goes on, and its folder would belong to nobody.
-        await uninterrupted(_abort_begun(beginning))
-        raise
-
-
-async def _abort_begun(beginning: "asyncio.Task[Upload[Stored]]") -> None:
-    await asyncio.wait({beginning})
-    if beginning.exception() is None:
-        await in_long_thread(beginning.result().abort)
-
-
-def bad(message: str, field: str) -> InvalidInput:
-    """Makes the error of a message of the stream."""
-    return InvalidInput(Reason.INVALID_FIELD, message, field=field)

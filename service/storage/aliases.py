@@ -46,8 +46,7 @@ def version_of(connection: Connection, model: ModelKey, alias: str) -> int:
     )
     names = shown([row["alias"] for row in rows]) or "none"
     raise NotFound(
-        Reason.ALIAS_NOT_FOUND,
-        f"model {model.name} has no alias {alias[:80]!r}; it has {names}",
+        Reason.ALIAS_NOT_FOUND, f"model {model.name} has no alias {alias[:80]!r}; it has {names}"
     )
 
 

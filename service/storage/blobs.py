@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from service.errors import Exhausted, Reason, Unavailable, unloadable
 from service.ops import failpoints
 from service.storage import fsync
-from service.storage.database import Connection, Database, now_s
+from service.storage.database import Connection, Database, marks, now_s
 
 _PAGE = 200
 _TRANSIENT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
@@ -64,7 +64,6 @@ class DigestMismatch(ValueError):  # noqa: N818 - named for what happened
 
     def __init__(self, expected: str, actual: str) -> None:
         super().__init__(f"the content has sha256 {actual}, not {expected}")
-        self.expected, self.actual = expected, actual
 
 
 class BlobStore(Protocol):
@@ -99,7 +98,7 @@ class BlobStore(Protocol):
 
 
 class BlobFolder:
-    """Objects as files of a local folder, which the first put makes: `ab/NAME`."""
+    """A `BlobStore` in a local folder, which the first put makes: files `ab/NAME`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -108,7 +107,6 @@ class BlobFolder:
         self._damaged = folder / "damaged"
 
     def put(self, name: str, path: Path, digest: str) -> None:
-        """Stores a file's bytes; see `BlobStore`."""
         target = self.path(name)
         fsync.make_folder(self._temporary)
         temporary = self._temporary / secrets.token_hex(8)
@@ -123,7 +121,6 @@ class BlobFolder:
         fsync.sync_folder(target.parent)
 
     def get(self, name: str, target: Path) -> str:
-        """Writes an object to a new file; see `BlobStore`."""
         return fsync.copy(self.path(name), target)
 
     def path(self, name: str) -> Path:
@@ -131,21 +128,18 @@ class BlobFolder:
         return self._folder / name[:2] / name
 
     def size(self, name: str) -> int | None:
-        """Returns an object's bytes; None where there is none."""
         try:
             return self.path(name).stat().st_size
         except FileNotFoundError:
             return None
 
     def names(self) -> Iterator[str]:
-        """Yields the name of every object."""
         for folder in sorted(self._folder.glob("[0-9a-f][0-9a-f]")):
             with os.scandir(folder) as entries:
                 for entry in entries:
                     yield entry.name
 
     def delete(self, name: str) -> None:
-        """Deletes an object; one that is not there is fine."""
         self.path(name).unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> None:
@@ -206,15 +200,6 @@ class Blobs:
     def put(self, path: Path, digest: str = "") -> Blob:
         """Copies one file in, as `put_all`."""
         return self.put_all([(path, digest)])[0]
-
-    def put_bytes(self, content: bytes, work: Path) -> Blob:
-        """Stores bytes, by way of a file in the folder `work`."""
-        path = work / f"put-{secrets.token_hex(8)}"
-        try:
-            path.write_bytes(content)
-            return self.put(path)
-        finally:
-            path.unlink(missing_ok=True)
 
     def put_all(self, files: Iterable[tuple[Path, str]]) -> list[Blob]:
         """Copies files in, each with its sha256 where it is known ("" where not); in their order.
@@ -307,10 +292,9 @@ class Blobs:
 
     def _located(self, digests: Iterable[str]) -> list[Blob]:
         wanted = list(dict.fromkeys(digests))
+        query = f"SELECT * FROM blobs WHERE digest IN ({marks(wanted)})"  # nosec B608  # noqa: S608 - marks
         with self._database.read() as connection:
-            marks = ", ".join("?" * len(wanted))
-            rows = connection.execute(f"SELECT * FROM blobs WHERE digest IN ({marks})", wanted)  # nosec B608  # noqa: S608 - marks
-            return [_blob(row) for row in rows]
+            return [_blob(row) for row in connection.execute(query, wanted)]
 
     def _intend(self, blobs: Iterable[Blob]) -> dict[str, Blob]:
         """Writes rows for blobs that are to be put; returns them by digest, with generations."""

@@ -6,7 +6,6 @@ the commit: a sequence gives positions before they are committed, and who polls 
 The writer's own replica hears at once, the others when they poll; a lost notice costs time alone.
 """
 
-import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -22,8 +21,6 @@ Listener = Callable[[str, str], None]
 """Gets a tenant and a name; two empty strings for everything."""
 
 _PAGE = 1000
-
-log = logging.getLogger(__name__)
 
 
 class Changes:
@@ -41,7 +38,10 @@ class Changes:
             """The newest change that this replica has heard of."""
 
     def listen(self, kind: Kind, listener: Listener) -> None:
-        """Calls `listener` for every change of a kind, from any thread; it must not block."""
+        """Calls `listener` for every change of a kind, from any thread.
+
+        It must neither block nor raise.
+        """
         self._listeners.setdefault(kind, []).append(listener)
 
     def note(self, connection: Connection, kind: Kind, tenant: str, name: str) -> int:
@@ -100,10 +100,7 @@ class Changes:
 
     def _tell(self, kind: Kind, tenant: str, name: str) -> None:
         for listener in self._listeners.get(kind, ()):
-            try:
-                listener(tenant, name)
-            except Exception:
-                log.exception("a listener to changes failed")
+            listener(tenant, name)
 
 
 def _newest(connection: Connection) -> int:

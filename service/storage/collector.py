@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from service.ops import failpoints
 from service.storage.blobs import BlobStore
-from service.storage.database import Connection, Database, now_s, references_to
+from service.storage.database import Connection, Database, marks, now_s, references_to
 
 _PAGE = 200
 _TEMPORARY_S = 86_400.0
@@ -74,11 +74,10 @@ class Collector:
         marked = 0
         for start in range(0, len(rows), _PAGE):
             page = [row["digest"] for row in rows[start : start + _PAGE]]
-            marks = ", ".join("?" * len(page))
             with self._database.transaction() as connection:
                 now = now_s(connection)
                 marked += connection.execute(
-                    f"UPDATE blobs SET doomed_s = ? WHERE digest IN ({marks})"  # nosec B608  # noqa: S608
+                    f"UPDATE blobs SET doomed_s = ? WHERE digest IN ({marks(page)})"  # nosec B608  # noqa: S608
                     f" AND {due}NOT {needed(connection)}",
                     (now, *page, now - self._grace_s),
                 ).rowcount
@@ -99,10 +98,9 @@ class Collector:
         stray = 0
         names = self._store.names()
         while page := list(itertools.islice(names, _PAGE)):
-            marks = ", ".join("?" * len(page))
             with self._database.read() as connection:
                 rows = connection.execute(
-                    f"SELECT digest, generation FROM blobs WHERE digest IN ({marks})",  # nosec B608  # noqa: S608
+                    f"SELECT digest, generation FROM blobs WHERE digest IN ({marks(page)})",  # nosec B608  # noqa: S608
                     [name.partition("-")[0] for name in page],
                 )
                 known = {f"{row['digest']}-{row['generation']}" for row in rows}

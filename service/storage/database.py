@@ -16,12 +16,12 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
-from service.errors import Damaged, GraftError, Internal, Reason, Unavailable
+from service.errors import Damaged, GraftError, Internal, Reason, Unavailable, stopping
 from service.ops import failpoints
 from service.storage import fsync, storage_errors
 
@@ -75,7 +75,6 @@ class Database:
         self._guard = threading.Lock()
         self._readers: list[Connection] = []
         self._after_commit: list[Callable[[], None]] = []
-        self._after_rollback: list[Callable[[], None]] = []
         self._is_closed = False
         self._is_damaged = False
         try:
@@ -115,7 +114,6 @@ class Database:
             if self._is_damaged:
                 raise storage_errors.damaged()
             self._after_commit.clear()
-            self._after_rollback.clear()
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
@@ -125,8 +123,6 @@ class Database:
                 # A full disk may have ended the transaction already.
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
-                for action in self._after_rollback:
-                    action()
                 if (known := self._known(error)) is not None:
                     raise known from error
                 raise
@@ -147,15 +143,6 @@ class Database:
         `transaction()` by its thread.
         """
         self._after_commit.append(action)
-
-    def after_rollback(self, action: Callable[[], None]) -> None:
-        """Runs `action` when the running transaction fails; goes with the datasets' folders."""
-        self._after_rollback.append(action)
-
-    @property
-    def is_damaged(self) -> bool:
-        """Tells whether the file was found damaged; goes with its metric."""
-        return self._is_damaged
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -203,9 +190,7 @@ class Database:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise Unavailable(
-                Reason.SHUTTING_DOWN, "the service is stopping: try again soon", retry_after_s=5.0
-            )
+            raise stopping("try again soon")
 
     def _reader(self) -> Connection:
         try:
@@ -219,10 +204,7 @@ class Database:
 
     def _connect(self) -> Connection:
         connection = sqlite3.connect(
-            self._path,
-            timeout=self._busy_timeout_s,
-            isolation_level=None,
-            check_same_thread=False,
+            self._path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
         )
         try:
             connection.row_factory = sqlite3.Row
@@ -277,6 +259,11 @@ class Database:
 def now_s(_connection: Connection) -> float:
     """Returns the database's clock, seconds since 1970: no lease is compared with another."""
     return time.time()
+
+
+def marks(values: Sized) -> str:
+    """Returns a question mark for each value, as a list in SQL."""
+    return ", ".join("?" * len(values))
 
 
 def references_to(connection: Connection, table: str) -> list[tuple[str, str]]:

@@ -9,9 +9,10 @@ import re
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from service.errors import InvalidInput, Reason, Unavailable
+from service.errors import bad_field, stopping
 from service.ingest import edits
 from service.ingest import index as indexes
 from service.ingest.edits import Edited
@@ -62,11 +63,7 @@ class DatasetEdits:
 
     def _go_on(self) -> None:
         if self._closing.is_set():
-            raise Unavailable(
-                Reason.SHUTTING_DOWN,
-                "the service is stopping: erase the image again soon",
-                retry_after_s=5.0,
-            )
+            raise stopping("erase the image again soon")
 
     def remove(
         self,
@@ -79,10 +76,7 @@ class DatasetEdits:
     ) -> DatasetRecord:
         """Makes a dataset of another without some images; raises as `edits.removed`, OverQuota."""
         _check_named("digests", digests)
-
-        def edit(base: Path, target: Path) -> Edited:
-            return edits.removed(base, target, digests)
-
+        edit = partial(edits.removed, digests=digests)
         return self._made(dataset_id, tenant, display_name, edit, max_stored_bytes)
 
     def relabel(
@@ -99,10 +93,7 @@ class DatasetEdits:
         OverQuota, too.
         """
         _check_named("labels", labels)
-
-        def edit(base: Path, target: Path) -> Edited:
-            return edits.relabelled(base, target, labels)
-
+        edit = partial(edits.relabelled, labels=labels)
         return self._made(dataset_id, tenant, display_name, edit, max_stored_bytes)
 
     def images(
@@ -132,10 +123,9 @@ class DatasetEdits:
         (STORAGE_BUSY) where other calls change its datasets all the while.
         """
         if not _DIGEST.fullmatch(image_digest):
-            raise InvalidInput(
-                Reason.INVALID_FIELD,
+            raise bad_field(
+                "image_digest",
                 f"{shown(image_digest)} is not a sha256: give 64 hexadecimal digits, in lower case",
-                field="image_digest",
             )
         records = self._keeper.erase(image_digest, tenant, self._go_on)
         self._forget(tenant, image_digest)
@@ -179,8 +169,6 @@ class DatasetEdits:
 
 def _check_named(field: str, named: Collection[str]) -> None:
     if not 1 <= len(named) <= MAX_NAMED:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"{field} names {len(named)} images: name 1 to {MAX_NAMED} in a call",
-            field=field,
+        raise bad_field(
+            field, f"{field} names {len(named)} images: name 1 to {MAX_NAMED} in a call"
         )

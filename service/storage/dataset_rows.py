@@ -11,15 +11,12 @@ from typing import Any
 import msgspec
 
 from service.domain import DEFAULT_TENANT, ClassCount, ReadSummary
-from service.errors import InvalidInput, NotFound, Reason
+from service.errors import NotFound, Reason, unusable_dataset
 from service.ingest.names import shown
-from service.storage.database import Connection
+from service.storage.database import Connection, marks
 
-MIN_CLASSES = 2
-"""That a job needs, with those of its base."""
 _PAGE = 500
-
-MIN_CLASSES = 2
+_MIN_CLASSES = 2
 """That a job needs, with those of its base."""
 
 
@@ -132,10 +129,9 @@ def all_packs(connection: Connection, tenant: str) -> list[str]:
 def sharing(connection: Connection, packs: Iterable[str], tenant: str) -> list[DatasetRecord]:
     """Returns a tenant's datasets that have images in any of some packs, by their ids."""
     wanted = list(packs)
-    marks = ", ".join("?" * len(wanted))
     rows = connection.execute(
         "SELECT * FROM datasets WHERE tenant = ? AND dataset_id IN"  # nosec B608  # noqa: S608 - marks
-        f" (SELECT dataset_id FROM dataset_packs WHERE tenant = ? AND digest IN ({marks}))"
+        f" (SELECT dataset_id FROM dataset_packs WHERE tenant = ? AND digest IN ({marks(wanted)}))"
         " ORDER BY dataset_id",
         (tenant, tenant, *wanted),
     )
@@ -172,10 +168,9 @@ def erased_since(
     wanted = list(dataset_ids)
     if not wanted:
         return 0
-    marks = ", ".join("?" * len(wanted))
     (count,) = connection.execute(
         "SELECT COUNT(DISTINCT image_digest) FROM erasures"  # nosec B608  # noqa: S608 - marks
-        f" WHERE tenant = ? AND time_s >= ? AND dataset_id IN ({marks})",
+        f" WHERE tenant = ? AND time_s >= ? AND dataset_id IN ({marks(wanted)})",
         (tenant, since_s, *wanted),
     ).fetchone()
     return int(count)
@@ -195,12 +190,17 @@ def find(connection: Connection, dataset_id: str, tenant: str) -> DatasetRecord:
         "SELECT * FROM datasets WHERE tenant = ? AND dataset_id = ?", (tenant, dataset_id)
     ).fetchone()
     if row is None:
-        raise NotFound(
-            Reason.DATASET_NOT_FOUND,
-            f"no dataset has the id {shown(dataset_id)}: upload it, or take one of the list of "
-            "datasets",
-        )
+        raise _not_found(dataset_id)
     return record_of(row)
+
+
+def _not_found(dataset_id: str, field: str = "") -> NotFound:
+    return NotFound(
+        Reason.DATASET_NOT_FOUND,
+        f"no dataset has the id {shown(dataset_id)}: upload it, or take one of the list of "
+        "datasets",
+        field=field,
+    )
 
 
 def find_digest(connection: Connection, digest: str, tenant: str) -> DatasetRecord | None:
@@ -242,18 +242,12 @@ def check_usable(
         (tenant, dataset_id),
     ).fetchone()
     if row is None:
-        raise NotFound(
-            Reason.DATASET_NOT_FOUND,
-            f"no dataset has the id {dataset_id[:80]!r}: upload it, or take one of the list of "
-            "datasets",
-            field=field,
-        )
+        raise _not_found(dataset_id, field)
     if row["is_unlabelled"] and not is_target:
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
+        raise unusable_dataset(
             f"dataset {dataset_id} was uploaded without classes, so that it can be the target of "
             "domain adaptation alone: upload its images with their classes to learn from them",
-            field=field,
+            field,
         )
     if is_alone:
         classes = msgspec.json.decode(row["classes_json"], type=list[ClassCount])
@@ -262,13 +256,12 @@ def check_usable(
 
 def check_classes(labels: Collection[str], field: str) -> None:
     """Raises InvalidInput (DATASET_UNUSABLE) for fewer classes than can be told apart."""
-    if len(labels) < MIN_CLASSES:
+    if len(labels) < _MIN_CLASSES:
         named = f" ({', '.join(map(shown, labels))})" if labels else ""
-        raise InvalidInput(
-            Reason.DATASET_UNUSABLE,
-            f"the images are of {len(labels)} class{named}, and {MIN_CLASSES} are needed to tell "
+        raise unusable_dataset(
+            f"the images are of {len(labels)} class{named}, and {_MIN_CLASSES} are needed to tell "
             "apart: add images of another class, or go on from a version that has some",
-            field=field,
+            field,
         )
 
 

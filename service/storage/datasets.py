@@ -19,18 +19,11 @@ from pathlib import Path
 import msgspec
 
 from service.contract import ImageSource
-from service.errors import Expired, InvalidInput, Reason, Unavailable, WrongState
+from service.errors import Expired, Reason, WrongState, bad_field, stopping
 from service.ingest.archives import ArchiveFormat, Limits
 from service.ingest.names import shown
-from service.ingest.reader import (
-    INDEX_FILE,
-    PACK_FILE,
-    OnProgress,
-    OverRoom,
-    Reader,
-    ReadRequest,
-    untold,
-)
+from service.ingest.process import ReaderProcesses
+from service.ingest.reader import INDEX_FILE, PACK_FILE, OnProgress, OverRoom, ReadRequest, untold
 from service.ops import failpoints
 from service.ops.escaping import may_name
 from service.storage import dataset_rows, fsync, holds, pagination
@@ -39,8 +32,6 @@ from service.storage.dataset_keeping import DatasetKeeper, Made
 from service.storage.dataset_rows import DatasetRecord
 from service.storage.quotas import Quotas, check_room
 from service.storage.uploads import Upload
-
-__all__ = ["DatasetRecord", "DatasetStore", "Limits", "Upload"]
 
 _MAX_DISPLAY_NAME_CHARS = 256
 
@@ -69,7 +60,7 @@ class DatasetStore:
         self,
         database: Database,
         keeper: DatasetKeeper,
-        reader: Reader,
+        reader: ReaderProcesses,
         limits: Limits,
         quotas: Quotas,
     ) -> None:
@@ -141,7 +132,8 @@ class DatasetStore:
 
     def _begin(self, asked: _Asked, archive_format: ArchiveFormat) -> Upload:
         check_room = self._room(asked)
-        folder = self._new_folder(asked)
+        self._check_open(asked)
+        folder = self._keeper.new_folder()
         return Upload(
             folder,
             self._limits,
@@ -177,9 +169,10 @@ class DatasetStore:
             case_sensitive=case_sensitive,
             is_abandoned=is_abandoned or threading.Event(),
         )
-        folder = self._new_folder(asked)
+        self._check_open(asked)
+        folder = self._keeper.new_folder()
         try:
-            request = self.request(folder, archive=str(path))
+            request = ReadRequest(work=str(folder), archive=str(path), limits=self._limits)
             return self._read_and_keep(asked, folder, request, on_progress)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -209,21 +202,18 @@ class DatasetStore:
             is_abandoned=is_abandoned or threading.Event(),
         )
         work.mkdir()
-        request = msgspec.structs.replace(
-            self.request(work),
+        request = ReadRequest(
             tenant=tenant,
+            work=str(work),
             folder=str(path),
             is_labelled=not is_unlabelled,
             case_sensitive=case_sensitive,
             most=most,
+            limits=self._limits,
         )
         with fsync.full_disk_told():
             self._reader.read(request, partial(self._check_open, asked), on_progress)
         return ImageSource(folder=str(path), index_file=str(work / INDEX_FILE))
-
-    def request(self, work: Path, *, archive: str = "") -> ReadRequest:
-        """Makes what the reader is asked, within the limits of this store."""
-        return ReadRequest(work=str(work), archive=archive, limits=self._limits)
 
     def get(self, dataset_id: str, tenant: str) -> DatasetRecord:
         """Returns one dataset of a tenant; raises NotFound (DATASET_NOT_FOUND)."""
@@ -317,17 +307,9 @@ class DatasetStore:
 
     def _check_open(self, asked: _Asked) -> None:
         if self._closing.is_set() or (asked.is_for_job and self._leaving_jobs.is_set()):
-            raise Unavailable(
-                Reason.SHUTTING_DOWN,
-                "the service is stopping: send the dataset again soon",
-                retry_after_s=5.0,
-            )
+            raise stopping("send the dataset again soon")
         if asked.is_abandoned.is_set():
             raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: nothing is stored")
-
-    def _new_folder(self, asked: _Asked) -> Path:
-        self._check_open(asked)
-        return self._keeper.new_folder()
 
     def _room(self, asked: _Asked) -> Callable[[int], None] | None:
         """Raises OverQuota for so many bytes beside what the tenant stores now."""
@@ -338,11 +320,7 @@ class DatasetStore:
         return partial(check_room, used, bound=asked.max_stored_bytes)
 
     def _read_and_keep(
-        self,
-        asked: _Asked,
-        folder: Path,
-        request: ReadRequest,
-        on_progress: OnProgress = untold,
+        self, asked: _Asked, folder: Path, request: ReadRequest, on_progress: OnProgress = untold
     ) -> DatasetRecord:
         used = 0
         if asked.max_stored_bytes is not None:
@@ -387,15 +365,10 @@ class DatasetStore:
 def check_display_name(display_name: str, field: str = "header.display_name") -> None:
     """Raises InvalidInput (INVALID_FIELD) for what cannot be the name of a dataset for people."""
     if len(display_name) > _MAX_DISPLAY_NAME_CHARS:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters",
-            field=field,
-        )
+        raise bad_field(field, f"display_name has more than {_MAX_DISPLAY_NAME_CHARS} characters")
     if not may_name(display_name):
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            field,
             "display_name holds no control characters, nor any that turn the text around: "
             f"{shown(display_name)} cannot be one",
-            field=field,
         )

@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract import ExportedBackbone
-from service.domain import (
-    LATEST,
-    Manifest,
-    ModelFiles,
-    ModelKey,
-    VersionSource,
-    check_alias,
-)
+from service.domain import LATEST, Manifest, ModelFiles, ModelKey, VersionSource, check_alias
 from service.errors import Internal, Reason, WrongState
 from service.ops import failpoints
 from service.storage import aliases, backbone_rows, pagination, results, version_rows

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from service.errors import InvalidInput, Reason
+from service.errors import bad_field
 
 DEFAULT_SIZE = 50
 MAX_SIZE = 1000
@@ -24,10 +24,9 @@ Key = tuple[str | float, ...]
 def size(page_size: int) -> int:
     """The page size that is meant; raises InvalidInput (page_size) outside 0 to 1000."""
     if not 0 <= page_size <= MAX_SIZE:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            "page_size",
             f"page_size is {page_size}: it must be 1 to {MAX_SIZE}, or 0 for {DEFAULT_SIZE}",
-            field="page_size",
         )
     return page_size or DEFAULT_SIZE
 
@@ -73,11 +72,10 @@ def key(kind: str, tenant: str, page_token: str, *shape: type) -> Key | None:
         and all(_is(part, want) for part, want in zip(parts[2:], shape, strict=True))
     )
     if not fits:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            "page_token",
             "page_token is none that this list gave: send next_page_token of the page before, "
             "unchanged, or nothing for the first page",
-            field="page_token",
         )
     return tuple(parts[2:])
 

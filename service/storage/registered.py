@@ -22,8 +22,8 @@ import msgspec
 from service.backbones import ONNX
 from service.contract import PretrainedBackbone
 from service.domain import check_name
-from service.errors import Expired, Internal, InvalidInput, Reason, Unavailable, WrongState
-from service.ingest.backbone_process import Asked, Checker
+from service.errors import Expired, InvalidInput, Reason, WrongState, bad_field, stopping
+from service.ingest.backbone_process import Asked, BackboneChecks
 from service.ingest.names import shown
 from service.ops import failpoints
 from service.storage import backbone_rows, fsync
@@ -31,8 +31,6 @@ from service.storage.backbone_rows import RegisteredBackbone
 from service.storage.blobs import Blob, Blobs
 from service.storage.database import Database
 from service.storage.quotas import Quotas, check_room
-
-__all__ = ["BackboneStore", "BackboneUpload", "Description", "RegisteredBackbone"]
 
 _SIZES = range(32, 1025)
 """Pixels, as `ImageDecoding.size`."""
@@ -110,14 +108,12 @@ class BackboneUpload:
         self._finish = finish
         self._lock = threading.Lock()
         self._is_abandoned = threading.Event()
-        self._has_ended = False
         self._digest = hashlib.sha256()
         self._bytes = 0
 
     def write(self, chunk: bytes) -> None:
         """Adds the next bytes of the file; raises InvalidInput for one that is too large."""
         with self._lock, fsync.full_disk_told():
-            self._check_open()
             self._bytes += len(chunk)
             self._check_room(self._bytes)
             if self._bytes > self._max_bytes:
@@ -133,8 +129,6 @@ class BackboneUpload:
     def finish(self) -> RegisteredBackbone:
         """Checks and stores the file; the same one again gives the backbone that is there."""
         with self._lock:
-            self._check_open()
-            self._has_ended = True
             try:
                 # An upload without a byte has no file.
                 self._file.touch()
@@ -151,12 +145,7 @@ class BackboneUpload:
         """Throws away what is not finished. Twice, or after the finish, is harmless."""
         self.abandon()
         with self._lock:
-            self._has_ended = True
             shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _check_open(self) -> None:
-        if self._has_ended:
-            raise Internal(Reason.INTERNAL, "the upload has ended: begin another")
 
 
 class BackboneStore:
@@ -167,7 +156,7 @@ class BackboneStore:
         database: Database,
         blobs: Blobs,
         quotas: Quotas,
-        checker: Checker,
+        checker: BackboneChecks,
         *,
         work: Path,
         max_bytes: int,
@@ -220,11 +209,7 @@ class BackboneStore:
                 for row in rows
             ]
         return [
-            PretrainedBackbone(
-                backbone=record.name,
-                weights=record.weights,
-                exported=forms,
-            )
+            PretrainedBackbone(backbone=record.name, weights=record.weights, exported=forms)
             for record, forms in found
         ]
 
@@ -348,11 +333,7 @@ class BackboneStore:
 
     def _check_open(self, came: Came) -> None:
         if self._closing.is_set():
-            raise Unavailable(
-                Reason.SHUTTING_DOWN,
-                "the service is stopping: send the file again soon",
-                retry_after_s=5.0,
-            )
+            raise stopping("send the file again soon")
         if came.is_abandoned.is_set():
             raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: nothing is stored")
 
@@ -382,4 +363,4 @@ def _colour(
 
 def _bad(field: str, message: str) -> InvalidInput:
     """Returns the refusal of a field of the description."""
-    return InvalidInput(Reason.INVALID_FIELD, message, field=f"description.{field}")
+    return bad_field(f"description.{field}", message)

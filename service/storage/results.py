@@ -44,7 +44,9 @@ def put(blobs: Blobs, out_dir: Path) -> StoredVersion:
         if not (out_dir / name).is_file():
             raise _not_whole(f"{name} is missing")
     backbone = _shared(blobs, out_dir / BACKBONE_FILE, manifest.backbone_digest)
-    reference = _reference(blobs, out_dir, manifest)
+    reference = None
+    if backbone_rows.has_reference(manifest):
+        reference = _shared(blobs, out_dir / REFERENCE_FILE, manifest.reference_digest)
     stored = blobs.put_all([(out_dir / name, "") for name in _OWN])
     return StoredVersion(
         manifest=manifest,
@@ -64,12 +66,6 @@ def put_exported(blobs: Blobs, out_dir: Path, exported: ExportedBackbone) -> lis
     if exported.reference:
         stored.append(_shared(blobs, out_dir / REFERENCE_FILE, exported.reference))
     return stored
-
-
-def _reference(blobs: Blobs, out_dir: Path, manifest: Manifest) -> Blob | None:
-    if not backbone_rows.has_reference(manifest):
-        return None
-    return _shared(blobs, out_dir / REFERENCE_FILE, manifest.reference_digest)
 
 
 def _shared(blobs: Blobs, source: Path, digest: str) -> Blob:

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Literal
 
-import msgspec
-
 from service.domain import PartName
-from service.errors import Expired, Internal, InvalidInput, Reason
+from service.errors import Expired, InvalidInput, Reason, bad_field, unusable_dataset
 from service.ingest import labels
 from service.ingest.archives import FILE_BYTES, ArchiveFormat, Limits
 from service.ingest.names import file_name, shown
@@ -53,7 +51,7 @@ class Upload:
         self._store = store
         self._is_unlabelled = is_unlabelled
         self._lock = threading.Lock()
-        self._kind: Literal["", "archive", "images", "ended"] = ""
+        self._kind: Literal["", "archive", "images"] = ""
         self._file: IO[bytes] | None = None
         self._bytes = self._written = 0
         """What the upload counts, and what was written to its file."""
@@ -77,24 +75,24 @@ class Upload:
         """
         with self._lock, fsync.full_disk_told():
             if self._is_unlabelled and part:
-                raise _bad(
-                    "an image without classes to learn belongs to no part: leave its split unset",
+                raise bad_field(
                     "image.split",
+                    "an image without classes to learn belongs to no part: leave its split unset",
                 )
             try:
                 labels.check_given(label, is_labelled=not self._is_unlabelled)
             except InvalidInput as error:
-                raise _bad(error.message, "image.label") from None
+                raise bad_field("image.label", error.message) from None
             if len(group) > _MAX_GROUP_CHARS or not group.isprintable():
-                raise _bad(
+                raise bad_field(
+                    "image.group",
                     f"a group has at most {_MAX_GROUP_CHARS} characters, all of them printable: "
                     f"{shown(group)} cannot be one",
-                    "image.group",
                 )
             if self._given and bool(self._given[0].part) != bool(part):
-                raise _bad(
-                    "some images name their split and some do not: set it for all or for none",
+                raise bad_field(
                     "image.split",
+                    "some images name their split and some do not: set it for all or for none",
                 )
             self._take("images", len(content) + FILE_BYTES)
             place = len(self._given) + 1
@@ -112,25 +110,19 @@ class Upload:
     def finish(self) -> DatasetRecord:
         """Checks and stores everything; the same images give the dataset that is there."""
         with self._lock:
-            kind = self._kind
-            self._end()
             try:
-                request = ReadRequest(work=str(self._folder), limits=self._limits)
-                if kind == "archive":
-                    return self._store(
-                        msgspec.structs.replace(
-                            request,
-                            archive=str(self._archive),
-                            archive_format=self._archive_format,
-                        )
+                self._close()
+                if not self._kind:
+                    raise unusable_dataset("the upload brought nothing: send images")
+                return self._store(
+                    ReadRequest(
+                        work=str(self._folder),
+                        archive=str(self._archive) if self._kind == "archive" else "",
+                        archive_format=self._archive_format,
+                        given=self._given,
+                        limits=self._limits,
                     )
-                if kind == "images":
-                    return self._store(msgspec.structs.replace(request, given=self._given))
-                if kind == "":
-                    raise InvalidInput(
-                        Reason.DATASET_UNUSABLE, "the upload brought nothing: send images"
-                    )
-                raise _ended()
+                )
             finally:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -145,7 +137,7 @@ class Upload:
         """
         self.abandon()
         with self._lock:
-            self._end()
+            self._close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _append(self, path: Path, content: bytes) -> int:
@@ -156,20 +148,19 @@ class Upload:
         offset, self._written = self._written, self._written + len(content)
         return offset
 
-    def _end(self) -> None:
-        self._kind = "ended"
+    def _close(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
             with fsync.full_disk_told():
                 file.close()
 
     def _take(self, kind: Literal["archive", "images"], more: int) -> None:
-        if self._kind == "ended":
-            raise _ended()
         if self._is_abandoned.is_set():
             raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: nothing is stored")
         if self._kind not in ("", kind):
-            raise _bad("bytes of an archive and labelled images came both: send either", "part")
+            raise bad_field(
+                "part", "bytes of an archive and labelled images came both: send either"
+            )
         self._kind = kind
         self._bytes += more
         if self._check_room is not None:
@@ -180,11 +171,3 @@ class Upload:
                 f"the upload is larger than {self._limits.max_upload_bytes} bytes, the most "
                 "allowed: send fewer or smaller images",
             )
-
-
-def _bad(what: str, field: str) -> InvalidInput:
-    return InvalidInput(Reason.INVALID_FIELD, what, field=field)
-
-
-def _ended() -> Internal:
-    return Internal(Reason.INTERNAL, "the upload has ended: begin another")

@@ -23,10 +23,10 @@ from service.domain import (
     VersionSource,
     gate_failures,
 )
-from service.errors import GraftError, InvalidInput, NotFound, Reason
+from service.errors import GraftError, NotFound, Reason, bad_field
 from service.storage import backbone_rows, dataset_rows
 from service.storage.blobs import Blob
-from service.storage.database import Connection
+from service.storage.database import Connection, marks
 
 _NEIGHBOURS = 8
 """Names compared on either side of the one that is missing."""
@@ -289,12 +289,11 @@ def mark_erased(connection: Connection, tenant: str, dataset_ids: Collection[str
     """Counts an image that was erased from datasets for every version that was trained on one."""
     if not dataset_ids:
         return
-    marks = ", ".join("?" * len(dataset_ids))
     connection.execute(
         "UPDATE versions SET erased_images = erased_images + 1 WHERE tenant = ? AND EXISTS"  # nosec B608  # noqa: S608 - marks
         " (SELECT 1 FROM version_sources AS s WHERE s.tenant = versions.tenant"
         " AND s.model = versions.model AND s.version = versions.version"
-        f" AND s.dataset_id IN ({marks}))",
+        f" AND s.dataset_id IN ({marks(dataset_ids)}))",
         (tenant, *dataset_ids),
     )
 
@@ -330,7 +329,7 @@ def model_not_found(connection: Connection, model: ModelKey) -> GraftError:
     """
     tenant, name = model
     if not name:
-        return InvalidInput(Reason.INVALID_FIELD, "model is empty: name one", field="model")
+        return bad_field("model", "model is empty: name one")
     shown = name if len(name) <= 80 else name[:77] + "..."
     rows = [
         *connection.execute(

@@ -23,12 +23,10 @@ LAW = {
     "prepared": {"contract"},
     "config": {"backbones", "contract"},
     "settings": {"backbones", "config"},
-    "housekeeping": set(),
     "scratch": {"config"},
     "stores": {
         "config",
         "engine",
-        "housekeeping",
         "ingest",
         "jobs",
         "ops",

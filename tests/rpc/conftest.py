@@ -39,12 +39,12 @@ from service.domain import (
     ReadSummary,
 )
 from service.engine import head as heads
-from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
 from service.ingest import backbone_check
 from service.ingest.backbone_process import Asked, BackboneChecks, Checked, Task
 from service.rpc import interceptor, message_io, server
 from tests.fake_launcher import FakeLauncher, Script
+from tests.fake_runtime import FakeRuntime
 from tests.figures import figure
 
 CLASSES = ("blue", "green", "red")

@@ -21,10 +21,10 @@ from service.contract import (
     Progressed,
     Spec,
 )
-from service.engine.fake_runtime import FakeRuntime
 from service.errors import Reason
 from service.jobs.launchers import WarmLauncher
 from tests.fake_launcher import FakeLauncher, Script
+from tests.fake_runtime import FakeRuntime
 from tests.rpc.conftest import (
     GUARD_S,
     HANG,

@@ -26,7 +26,7 @@ from service.errors import Reason, Unauthenticated
 from service.ops.metrics import Metrics
 from service.rpc import interceptor, message_io
 from service.rpc.admission import CallLimits
-from service.rpc.server import SERVICES, RpcServer, to_register
+from service.rpc.server import SERVICES, RpcServer
 from tests.rpc.conftest import GUARD_S, HANG, MakeService, Service, colours, image, refusal
 from tests.unit.loop_clock import LoopClock
 
@@ -81,7 +81,7 @@ async def serving(
 ) -> AsyncIterator[aio.Channel]:
     """A server of this servicer alone, and a channel to it."""
     server = RpcServer(
-        [to_register(model_pb2_grpc.add_ModelServiceServicer_to_server, servicer)],
+        [(model_pb2_grpc.add_ModelServiceServicer_to_server, servicer)],
         Metrics({"version": "1"}),
         2**26,
         authenticator=authenticator,

@@ -23,8 +23,7 @@ from service.errors import Reason, Unauthenticated
 from service.ops.metrics import Metrics
 from service.rpc import admission
 from service.rpc.admission import Slot
-from service.rpc.interceptor import Interceptor
-from service.rpc.server import RpcServer, to_register
+from service.rpc.server import RpcServer
 from tests.rpc.conftest import MakeService, Service, image, refusal
 from tests.rpc.test_wire import handlers, never, serving, settled
 
@@ -241,7 +240,7 @@ async def test_after_a_change_idle_streams_and_uploads_of_who_is_gone_end() -> N
                 aborted.set()
 
     server = RpcServer(
-        [to_register(dataset_pb2_grpc.add_DatasetServiceServicer_to_server, Uploads())],
+        [(dataset_pb2_grpc.add_DatasetServiceServicer_to_server, Uploads())],
         Metrics({"version": "1"}),
         2**26,
         authenticator=authenticator,
@@ -312,18 +311,6 @@ async def test_who_is_gone_when_its_request_arrives_is_not_answered() -> None:
         let_go.set()
         assert (await refusal(call)).reason == "TOKEN_UNKNOWN"
         assert slow.arrived.locked()
-
-
-async def test_a_method_that_writes_its_answers_itself_is_no_method() -> None:
-    async def watch(request: Any, context: Any) -> None:
-        await context.write(request)
-
-    async def found(details: Any) -> Any:
-        return grpc.unary_stream_rpc_method_handler(watch)
-
-    details: Any = type("Details", (), {"method": EXPORT})
-    with pytest.raises(TypeError, match="must yield its answers"):
-        await Interceptor(Metrics({"version": "1"})).intercept_service(found, details)
 
 
 async def test_a_port_that_is_taken_is_told_with_the_flag_that_names_another() -> None:

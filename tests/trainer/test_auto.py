@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from service.contract import Auto, EpochEnded, Note, Progressed
-from service.engine.fake_runtime import FakeSession
 from service.engine.head import Head
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import InvalidInput, Reason
 from service.ingest.packs import Location
+from tests.fake_runtime import FakeSession
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from tests.trainer.small_network import parts_of, small_backbone
 from trainer import compute, export, maps

@@ -14,12 +14,12 @@ import pytest
 
 from service.contract import Progressed
 from service.engine import preprocess
-from service.engine.fake_runtime import FakeSession
 from service.engine.feature_cache import FeatureCache
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import Damaged, InvalidInput, Reason
 from service.ingest.packs import Location
+from tests.fake_runtime import FakeSession
 from tests.trainer.conftest import MakeFolder, Told
 from trainer import crops, data, features
 from trainer.backbone_file import BackboneFile, space_of

@@ -24,12 +24,12 @@ from service.contract import (
     RankedBackbone,
     RankSpec,
 )
-from service.engine.fake_runtime import FakeSession
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.runtime import Read
 from service.errors import InvalidInput, Reason, WrongState
 from tests import photographs
+from tests.fake_runtime import FakeSession
 from tests.trainer.conftest import GUARD_S, MakeFolder, Told, source_of
 from trainer import data, ranked_backbone, ranking
 from trainer.__main__ import main

@@ -3,11 +3,11 @@
 from graftml_stubs.v1 import dataset_pb2 as pb
 
 from service.domain import ClassCount, LeftOutReason, PartName, ReadSummary
-from service.errors import InvalidInput, Reason
+from service.errors import bad_field
 from service.ingest.archives import ArchiveFormat
 from service.ingest.index import IndexedImage
 from service.rpc.codec.models import timestamp
-from service.storage.datasets import DatasetRecord
+from service.storage.dataset_rows import DatasetRecord
 
 SPLITS: dict[int, PartName] = {
     pb.SPLIT_UNSPECIFIED: "",
@@ -16,10 +16,7 @@ SPLITS: dict[int, PartName] = {
     pb.SPLIT_TEST: "test",
 }
 _SPLITS_BY_PART = {part: pb.Split.Name(split) for split, part in SPLITS.items()}
-_REASONS = {
-    reason: pb.LeftOutReason.Name(pb.LeftOutReason.Value(f"LEFT_OUT_REASON_{reason.name}"))
-    for reason in LeftOutReason
-}
+_REASONS = {reason: f"LEFT_OUT_REASON_{reason.name}" for reason in LeftOutReason}
 
 _ARCHIVE_FORMATS: dict[int, ArchiveFormat] = {
     pb.ARCHIVE_FORMAT_UNSPECIFIED: "",
@@ -32,16 +29,13 @@ _ARCHIVE_FORMATS: dict[int, ArchiveFormat] = {
 def archive_format(value: int) -> ArchiveFormat:
     """Reads a number of ArchiveFormat; raises InvalidInput for one that names no format."""
     if value not in _ARCHIVE_FORMATS:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"header.format {value} is none: use a value of ArchiveFormat",
-            field="header.format",
+        raise bad_field(
+            "header.format", f"header.format {value} is none: use a value of ArchiveFormat"
         )
     return _ARCHIVE_FORMATS[value]
 
 
 def class_counts(counts: list[ClassCount]) -> list[pb.ClassCount]:
-    """Converts the counts of images by class."""
     return [
         pb.ClassCount(
             label=count.label,
@@ -54,7 +48,6 @@ def class_counts(counts: list[ClassCount]) -> list[pb.ClassCount]:
 
 
 def read_summary(summary: ReadSummary) -> pb.ReadSummary:
-    """Converts the summary of how a dataset's files were read."""
     return pb.ReadSummary(
         seen_count=summary.seen,
         used_count=summary.used,
@@ -64,10 +57,7 @@ def read_summary(summary: ReadSummary) -> pb.ReadSummary:
         ],
         left_out_files=[
             pb.LeftOutFile(
-                path=file.path,
-                label=file.label,
-                reason=_REASONS[file.reason],
-                detail=file.detail,
+                path=file.path, label=file.label, reason=_REASONS[file.reason], detail=file.detail
             )
             for file in summary.files
         ],
@@ -77,7 +67,6 @@ def read_summary(summary: ReadSummary) -> pb.ReadSummary:
 
 
 def dataset(record: DatasetRecord) -> pb.Dataset:
-    """Converts a stored dataset."""
     return pb.Dataset(
         dataset_id=record.dataset_id,
         display_name=record.display_name,
@@ -94,7 +83,6 @@ def dataset(record: DatasetRecord) -> pb.Dataset:
 
 
 def image(indexed: IndexedImage) -> pb.DatasetImage:
-    """Converts one image of a dataset."""
     return pb.DatasetImage(
         digest=indexed.digest,
         name=indexed.name,

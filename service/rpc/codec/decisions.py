@@ -3,7 +3,7 @@
 from graftml_stubs.v1 import decision_pb2 as pb
 
 from service.domain import Decision, check_threshold_count
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, bad_field
 from service.ingest.labels import canonical, check_given
 
 
@@ -16,19 +16,19 @@ def read(given: pb.Decision, field: str = "decision") -> Decision:
             return Decision(rule="balanced")
         case "thresholds":
             return _thresholds(given.thresholds, field)
-    raise _bad(field, f"{field} names no rule: set argmax, balanced or thresholds")
+    raise bad_field(field, f"{field} names no rule: set argmax, balanced or thresholds")
 
 
 def _thresholds(given: pb.Thresholds, field: str) -> Decision:
     at = f"{field}.thresholds"
     if not given.classes and not given.HasField("others"):
-        raise _bad(at, f"{at} names no threshold: set classes or others, or choose argmax")
+        raise bad_field(at, f"{at} names no threshold: set classes or others, or choose argmax")
     check_threshold_count(len(given.classes), field)
     for label in given.classes:
         try:
             check_given(label, is_labelled=True)
         except InvalidInput as error:
-            raise _bad(f"{at}.classes", error.message) from None
+            raise bad_field(f"{at}.classes", error.message) from None
     found = Decision(
         rule="thresholds",
         thresholds={canonical(label): least for label, least in sorted(given.classes.items())},
@@ -47,7 +47,3 @@ def message(given: Decision) -> pb.Decision:
         others = given.default_threshold or None
         return pb.Decision(thresholds=pb.Thresholds(classes=given.thresholds, others=others))
     return pb.Decision(argmax=pb.Argmax())
-
-
-def _bad(field: str, message: str) -> InvalidInput:
-    return InvalidInput(Reason.INVALID_FIELD, message, field=field)

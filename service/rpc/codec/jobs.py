@@ -7,15 +7,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
-from service.contract import (
-    BackbonesRanked,
-    DataFound,
-    EpochEnded,
-    Note,
-    Progressed,
-)
+from service.contract import BackbonesRanked, DataFound, EpochEnded, Note, Progressed
 from service.domain import JobKind, JobState
-from service.errors import InvalidInput, Reason
+from service.errors import Reason, bad_field
 from service.jobs import records
 from service.jobs.records import JobEvent, JobRecord
 from service.jobs.request import RankRequest
@@ -29,10 +23,8 @@ _LEVELS = {"info": pb.Note.LEVEL_INFO, "warning": pb.Note.LEVEL_WARNING}
 def state(number: int) -> JobState:
     """Reads a number of JobState; raises InvalidInput for one that names no state."""
     if number not in pb.JobState.values() or number == pb.JOB_STATE_UNSPECIFIED:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"states holds {number}, which is not a job state: use values of JobState",
-            field="states",
+        raise bad_field(
+            "states", f"states holds {number}, which is not a job state: use values of JobState"
         )
     return JobState(pb.JobState.Name(number).removeprefix("JOB_STATE_"))
 
@@ -42,11 +34,7 @@ def kind(number: int) -> JobKind | None:
     if number == pb.JOB_KIND_UNSPECIFIED:
         return None
     if number not in pb.JobKind.values():
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"kind {number} is none: use a value of JobKind",
-            field="kind",
-        )
+        raise bad_field("kind", f"kind {number} is none: use a value of JobKind")
     return JobKind(pb.JobKind.Name(number).removeprefix("JOB_KIND_").lower())
 
 
@@ -68,7 +56,7 @@ def job(record: JobRecord) -> pb.Job:
 def _job(record: JobRecord) -> pb.Job:
     return pb.Job(
         job_id=record.job_id,
-        kind=_kind_number(record.kind),
+        kind=f"JOB_KIND_{record.kind.value.upper()}",
         state=_state_number(record.state),
         create_time=timestamp(record.create_time_s),
         start_time=timestamp(record.start_time_s),
@@ -110,7 +98,6 @@ def _ranking(ranked: BackbonesRanked) -> pb.Ranking:
 
 
 def event(happened: JobEvent) -> pb.JobEvent:
-    """Converts an event."""
     message = pb.JobEvent(sequence=happened.sequence, time=timestamp(happened.time_s))
     match happened.payload:
         case records.StateChanged() as change:
@@ -189,11 +176,7 @@ def _elapsed(record: JobRecord) -> Duration | None:
 
 
 def _error(reason: Reason | None, message: str) -> status_pb2.Status | None:
-    return None if reason is None else status.of_job(reason, message)
-
-
-def _kind_number(value: JobKind) -> Any:
-    return pb.JobKind.Value(f"JOB_KIND_{value.value.upper()}")
+    return None if reason is None else status.of_reason(reason, message)
 
 
 def _state_number(value: JobState) -> Any:

@@ -43,7 +43,6 @@ def duration(seconds: float) -> Duration:
 
 
 def model(record: ModelRecord) -> pb.Model:
-    """Converts a model."""
     return pb.Model(
         name=record.key.name,
         create_time=timestamp(record.create_time_s),

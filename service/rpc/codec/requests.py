@@ -22,7 +22,7 @@ from service.contract import (
     PretrainedBackbone,
 )
 from service.domain import LATEST
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, bad_field
 from service.ingest.labels import canonical
 from service.jobs.request import JobRequest, RankRequest
 from service.rpc.codec import decisions
@@ -55,28 +55,13 @@ def check_size(message: pb.FineTuneRequest | pb.RankBackbonesRequest) -> None:
         )
 
 
-def job(
-    message: pb.FineTuneRequest,
-    tenant: str,
-    *,
-    server_path: str = "",
-    dataset_id: str = "",
-    target_path: str = "",
-    target_dataset_id: str = "",
-) -> JobRequest:
-    """Reads a tenant's request, but for its base.
+def job(message: pb.FineTuneRequest, tenant: str, **places: str) -> JobRequest:
+    """Reads a tenant's request, but for its base; `places` are the fields on where images lie.
 
-    The images are where the caller put them. Raises InvalidInput for what has no meaning:
-    numbers without a name, labels that are none.
+    Raises InvalidInput for what has no meaning: numbers without a name, labels that are none.
     """
     name = message.WhichOneof("method")
-    given = _given(message, JobRequest) | {
-        "tenant": tenant,
-        "server_path": server_path,
-        "dataset_id": dataset_id,
-        "target_path": target_path,
-        "target_dataset_id": target_dataset_id,
-    }
+    given = _given(message, JobRequest) | {"tenant": tenant, **places}
     if message.HasField("decision"):
         given["decision"] = decisions.read(message.decision)
     return JobRequest(
@@ -90,25 +75,20 @@ def job(
     )
 
 
-def ranking(
-    message: pb.RankBackbonesRequest, tenant: str, *, server_path: str, dataset_id: str
-) -> RankRequest:
-    """Reads a request to rank backbones; the images are where the caller put them."""
-    given = _given(message, RankRequest) | {"server_path": server_path, "dataset_id": dataset_id}
+def ranking(message: pb.RankBackbonesRequest, tenant: str, **places: str) -> RankRequest:
+    """Reads a request to rank backbones; see `job`."""
+    given = _given(message, RankRequest) | {"tenant": tenant, **places}
     return RankRequest(
-        **given,
-        tenant=tenant,
-        backbones=[_read(each, PretrainedBackbone) for each in message.backbones],
+        **given, backbones=[_read(each, PretrainedBackbone) for each in message.backbones]
     )
 
 
 def _gate(message: pb.Gate) -> Gate:
     if message.HasField("max_regression") and not message.not_worse_than:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
+        raise bad_field(
+            "gate.max_regression",
             "max_regression is set, and no version to compare with: set not_worse_than to an "
             f"alias, such as {LATEST}, or leave it out",
-            field="gate.max_regression",
         )
     gate = _read(message, Gate, "gate.")
     recalls = {canonical(label): least for label, least in gate.class_recalls.items()}
@@ -153,10 +133,6 @@ def _named(enum: Any, number: int, field: str) -> str:
     """Returns the name of an enum's number without its prefix, in lower case."""
     names = enum.values_by_number
     if number == 0 or number not in names:
-        raise InvalidInput(
-            Reason.INVALID_FIELD,
-            f"{field} {number} is none: use a value of {enum.name}",
-            field=field,
-        )
+        raise bad_field(field, f"{field} {number} is none: use a value of {enum.name}")
     prefix = names[0].name.removesuffix("UNSPECIFIED")
     return str(names[number].name).removeprefix(prefix).lower()

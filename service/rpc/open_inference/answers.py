@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from service.engine.engine import Classified, Outcome
-from service.engine.head import NONE
-from service.errors import GraftError
+from service.engine.head import NONE, Floats
+from service.errors import GraftError, bad_field
 from service.rpc.codec.predictions import best, check_scores
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference import tensors
-from service.rpc.open_inference.tensors import bad
 
 Written = tuple[str, list[int], bytes]
 """An output's datatype, shape and elements."""
@@ -21,23 +20,23 @@ Write = Callable[[Sequence[Classified]], Written]
 def outputs(request: pb.ModelInferRequest) -> dict[str, Write]:
     """Returns a writer for each output that is asked for, in order; raises InvalidInput."""
     if not request.outputs:
-        return {"probabilities": _probabilities, "labels": _labels}
+        return {name: _OUTPUTS[name] for name in ("probabilities", "labels")}
     asked: dict[str, Write] = {}
     for index, output in enumerate(request.outputs):
         field = f"outputs[{index}]"
         if output.name not in _OUTPUTS:
-            raise bad(
+            raise bad_field(
                 f"{field}.name",
                 f"there is no output {output.name[:80]!r}: ask for {', '.join(_OUTPUTS)}",
             )
         if output.name in asked:
-            raise bad(f"{field}.name", f"the output {output.name} is asked for twice")
+            raise bad_field(f"{field}.name", f"the output {output.name} is asked for twice")
         tensors.refuse_shared_memory(output.parameters, field)
         asked[output.name] = _OUTPUTS[output.name]
         if "classification" in output.parameters:
             k = output.parameters["classification"].int64_param
             if output.name != "probabilities" or k < 1:
-                raise bad(
+                raise bad_field(
                     f"{field}.parameters",
                     "classification is for the output probabilities, with a number of classes "
                     "from 1",
@@ -81,14 +80,8 @@ def _whole(error: GraftError, index: int) -> GraftError:
     )
 
 
-def _probabilities(images: Sequence[Classified]) -> Written:
-    array = np.stack([image.probabilities for image in images])
-    return "FP32", list(array.shape), tensors.floats(array)
-
-
-def _features(images: Sequence[Classified]) -> Written:
-    array = np.stack([image.features for image in images])
-    return "FP32", list(array.shape), tensors.floats(array)
+def _floats(rows: list[Floats]) -> Written:
+    return "FP32", [len(rows), len(rows[0])], np.stack(rows).astype("<f4").tobytes()
 
 
 def _labels(images: Sequence[Classified]) -> Written:
@@ -116,7 +109,7 @@ def _ranked(image: Classified, k: int) -> list[str]:
 
 
 _OUTPUTS: dict[str, Write] = {
-    "probabilities": _probabilities,
+    "probabilities": lambda images: _floats([image.probabilities for image in images]),
     "labels": _labels,
-    "features": _features,
+    "features": lambda images: _floats([image.features for image in images]),
 }

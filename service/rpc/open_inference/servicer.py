@@ -5,32 +5,27 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Any
-
-from grpc import aio
 
 from service.auth import principal
 from service.domain import ARGMAX, Decision, Manifest, ModelKey
 from service.engine.engine import AskedModel, Engine
-from service.errors import NotFound, Reason
+from service.errors import NotFound, Reason, bad_field
 from service.rpc import bounded_pipeline, status
+from service.rpc.handlers import Context, in_store_thread
 from service.rpc.open_inference import answers, described, tensors
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 from service.rpc.open_inference.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
-from service.rpc.open_inference.repository import Repository
-from service.rpc.open_inference.tensors import bad
 from service.rpc.pins import Pins
 from service.rpc.predict import resolve
+from service.storage import pagination
 from service.storage.models import ModelStore
 
 _RULES = {"argmax": ARGMAX, "balanced": Decision(rule="balanced")}
 """Decisions that a parameter can name; thresholds are a version's own, or Predict's."""
 
-Context = aio.ServicerContext[Any, Any]
-
 
 class OpenInferenceServicer(GRPCInferenceServiceServicer):
-    """Answers Triton's and KServe's clients."""
+    """Answers Triton's and KServe's clients, as grpc_predict_v2.proto says."""
 
     def __init__(
         self,
@@ -45,28 +40,25 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     ) -> None:
         self._engine = engine
         self._models = models
-        self._repository = Repository(engine, models, pins)
+        self._pins = pins
         self._version = version
         self._is_ready = is_ready
         self._max_images = max_images
         self._timeout_s = timeout_s
 
-    async def ServerLive(  # noqa: N802
+    async def ServerLive(
         self, request: pb.ServerLiveRequest, context: Context
     ) -> pb.ServerLiveResponse:
-        """See grpc_predict_v2.proto."""
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(  # noqa: N802
+    async def ServerReady(
         self, request: pb.ServerReadyRequest, context: Context
     ) -> pb.ServerReadyResponse:
-        """See grpc_predict_v2.proto."""
         return pb.ServerReadyResponse(ready=self._is_ready())
 
-    async def ModelReady(  # noqa: N802
+    async def ModelReady(
         self, request: pb.ModelReadyRequest, context: Context
     ) -> pb.ModelReadyResponse:
-        """See grpc_predict_v2.proto."""
         model = principal.current().key(request.name)
         try:
             await resolve(self._models, model, *_which(request.version))
@@ -74,51 +66,45 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
 
-    async def ServerMetadata(  # noqa: N802
+    async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Context
     ) -> pb.ServerMetadataResponse:
-        """See grpc_predict_v2.proto."""
         return pb.ServerMetadataResponse(
             name="graft", version=self._version, extensions=described.EXTENSIONS
         )
 
-    async def ModelMetadata(  # noqa: N802
+    async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
-        """See grpc_predict_v2.proto."""
         model = principal.current().key(request.name)
         manifest = await self._manifest(model, request.version)
         versions = await self._meant(model, request.version)
         return described.metadata(model, manifest, versions)
 
-    async def ModelConfig(  # noqa: N802
+    async def ModelConfig(
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
-        """See grpc_predict_v2.proto."""
         model = principal.current().key(request.name)
         manifest = await self._manifest(model, request.version)
         return pb.ModelConfigResponse(config=described.config(model, manifest, self._max_images))
 
-    async def ModelInfer(  # noqa: N802
+    async def ModelInfer(
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
-        """See grpc_predict_v2.proto."""
         remaining = context.time_remaining()
         timeout_s = self._timeout_s if remaining is None else min(self._timeout_s, remaining)
         return await self._infer(request, timeout_s)
 
-    async def ModelStreamInfer(  # noqa: N802
+    async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """See grpc_predict_v2.proto."""
         async with aclosing(bounded_pipeline.answers(request_iterator, self._answer)) as responses:
             async for response in responses:
                 yield response
 
-    async def ModelStatistics(  # noqa: N802
+    async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
-        """See grpc_predict_v2.proto."""
         counted = self._engine.ledger
         if request.name:
             model = principal.current().key(request.name)
@@ -129,23 +115,49 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         # There may be thousands of them.
         return await asyncio.to_thread(described.statistics, counts, principal.current().tenant)
 
-    async def RepositoryIndex(  # noqa: N802
+    @in_store_thread
+    def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: Context
     ) -> pb.RepositoryIndexResponse:
-        """See grpc_predict_v2.proto."""
-        return await self._repository.index(request)
+        _check_repository(request.repository_name)
+        response = pb.RepositoryIndexResponse()
+        tenant, token = principal.current().tenant, ""
+        while True:
+            records, token = self._models.list_models(pagination.MAX_SIZE, token, tenant)
+            for record in records:
+                try:
+                    latest = self._models.resolve(record.key, None, None)
+                except NotFound:
+                    continue  # deleted since, or candidates alone
+                is_loaded = self._engine.is_loaded(latest)
+                response.models.add(
+                    name=latest.model.name,
+                    version=str(latest.version),
+                    state="READY",
+                    reason="in memory" if is_loaded else "loads on demand",
+                )
+            if not token:
+                return response
 
-    async def RepositoryModelLoad(  # noqa: N802
+    async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
-        """See grpc_predict_v2.proto."""
-        return await self._repository.load(request)
+        _check_repository(request.repository_name)
+        if any(name == "config" or name.startswith("file:") for name in request.parameters):
+            raise bad_field(
+                "parameters",
+                "a published version has no other configuration or files: fine-tune to make a new "
+                "one",
+            )
+        await self._pins.load(principal.current().key(request.model_name))
+        return pb.RepositoryModelLoadResponse()
 
-    async def RepositoryModelUnload(  # noqa: N802
+    async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
-        """See grpc_predict_v2.proto."""
-        return await self._repository.unload(request)
+        _check_repository(request.repository_name)
+        await self._pins.unload(principal.current().key(request.model_name))
+        return pb.RepositoryModelUnloadResponse()
 
     async def _manifest(self, model: ModelKey, version: str) -> Manifest:
         def read() -> Manifest:
@@ -187,6 +199,11 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         return pb.ModelStreamInferResponse(infer_response=response)
 
 
+def _check_repository(name: str) -> None:
+    if name:
+        raise bad_field("repository_name", "there is one repository: leave repository_name empty")
+
+
 def _which(version: str) -> tuple[int | None, str | None]:
     """Reads a version as a number or an alias; neither is the latest."""
     if version.isascii() and version.isdigit():
@@ -201,7 +218,7 @@ def _shortened(request: pb.ModelInferRequest, timeout_s: float) -> float:
         return timeout_s
     timeout_us = request.parameters["timeout"].int64_param
     if timeout_us < 0:
-        raise bad(
+        raise bad_field(
             "parameters",
             f"timeout is {timeout_us} microseconds: it must be 1 or more, or 0 for none",
         )
@@ -213,5 +230,7 @@ def _decision(request: pb.ModelInferRequest) -> Decision | None:
         return None
     rule = request.parameters["decision"].string_param
     if rule not in _RULES:
-        raise bad("parameters", f"decision is {rule[:80]!r}: it must be {' or '.join(_RULES)}")
+        raise bad_field(
+            "parameters", f"decision is {rule[:80]!r}: it must be {' or '.join(_RULES)}"
+        )
     return _RULES[rule]

@@ -12,11 +12,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from service.engine import preprocess
 from service.engine.engine import Decode
-from service.errors import InvalidInput, Reason
+from service.errors import InvalidInput, Reason, bad_field
 from service.rpc.open_inference import grpc_predict_v2_pb2 as pb
 
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
@@ -30,13 +29,12 @@ _LENGTH = struct.Struct("<I")
 def decodes(request: pb.ModelInferRequest, max_images: int) -> list[Decode]:
     """Returns a function for each image of the request; raises InvalidInput."""
     if len(request.inputs) != 1:
-        raise bad(
-            "inputs",
-            f"the request has {len(request.inputs)} inputs: send one tensor of images",
+        raise bad_field(
+            "inputs", f"the request has {len(request.inputs)} inputs: send one tensor of images"
         )
     tensor = request.inputs[0]
     if tensor.datatype not in _FIELDS:
-        raise bad(
+        raise bad_field(
             "inputs[0].datatype",
             f"the input's datatype is {tensor.datatype[:40]!r}: send BYTES (image files), UINT8 "
             "or FP32",
@@ -44,7 +42,7 @@ def decodes(request: pb.ModelInferRequest, max_images: int) -> list[Decode]:
     refuse_shared_memory(tensor.parameters, "inputs[0]")
     count = _count(tensor.datatype, tensor.shape)
     if count > max_images:
-        raise bad(
+        raise bad_field(
             "inputs[0].shape",
             f"the request holds {count} images, more than the {max_images} that one call may "
             "bring: send them in several calls",
@@ -70,7 +68,7 @@ def _count(datatype: str, given: Sequence[int]) -> int:
         is_fitting = len(shape) in (3, 4) and shape[-1] == 3 and min(shape) >= 1
         wanted = "[n, height, width, 3] or [height, width, 3]"
     if not is_fitting:
-        raise bad(
+        raise bad_field(
             "inputs[0].shape",
             f"the shape of a {datatype} input must be {wanted} with n from 1; it is {shape}",
         )
@@ -79,12 +77,12 @@ def _count(datatype: str, given: Sequence[int]) -> int:
 
 def _check_raw(request: pb.ModelInferRequest) -> None:
     if len(request.raw_input_contents) > 1:
-        raise bad(
+        raise bad_field(
             "raw_input_contents",
             f"there are {len(request.raw_input_contents)} raw_input_contents for one input",
         )
     if request.raw_input_contents and request.inputs[0].HasField("contents"):
-        raise bad(
+        raise bad_field(
             "inputs[0].contents",
             "the input has contents beside raw_input_contents: send one of the two",
         )
@@ -169,11 +167,6 @@ def _uint8_bytes(numbers: Sequence[int]) -> bytes:
     return array.astype(np.uint8).tobytes()
 
 
-def floats(array: npt.NDArray[np.float32]) -> bytes:
-    """Encodes the elements of an FP32 tensor."""
-    return array.astype("<f4").tobytes()
-
-
 def texts(elements: Iterable[str]) -> bytes:
     """Encodes the elements of a BYTES tensor."""
     encoded = (element.encode() for element in elements)
@@ -183,16 +176,11 @@ def texts(elements: Iterable[str]) -> bytes:
 def refuse_shared_memory(parameters: Container[str], field: str) -> None:
     """Raises InvalidInput for the parameters of a tensor in shared memory."""
     if any(name in parameters for name in _SHARED_MEMORY):
-        raise bad(
+        raise bad_field(
             f"{field}.parameters",
             "shared memory is not supported: send tensors in the request, take them from the "
             "answer",
         )
-
-
-def bad(field: str, message: str) -> InvalidInput:
-    """Returns the error of a bad field."""
-    return InvalidInput(Reason.INVALID_FIELD, message, field=field)
 
 
 def _unfit(why: str) -> InvalidInput:

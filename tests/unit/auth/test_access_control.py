@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.auth.access_control import AccessControl
-from service.auth.authenticator import AllowAll
+from service.auth.authenticator import Authenticator
 from service.config import BadConfig, Config
 from service.ops.metrics import Metrics
 from tests.certificates import Authority
@@ -30,7 +30,7 @@ def test_without_an_access_file_the_servers_folders_are_the_default_tenants(
     metrics: Metrics, tmp_path: Path
 ) -> None:
     access = AccessControl(Config(allowed_dirs=(tmp_path,)), metrics)
-    assert isinstance(access.authenticator, AllowAll)
+    assert type(access.authenticator) is Authenticator
     assert access.credentials is None
     assert access.allowed_dirs_of("default") == (tmp_path,)
     assert access.allowed_dirs_of("acme") == ()

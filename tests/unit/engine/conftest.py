@@ -12,10 +12,10 @@ from PIL import Image
 
 from service.engine import head as heads
 from service.engine.engine import Engine, EngineLimits, ModelFiles
-from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
 from service.errors import unloadable
 from service.ops.metrics import Metrics
+from tests.fake_runtime import FakeRuntime
 from tests.keys import key
 
 GUARD_S = 60.0

@@ -10,11 +10,11 @@ from prometheus_client import generate_latest
 
 from service.engine import preprocess
 from service.engine.engine import AskedModel, Classified, Decode, ModelFiles
-from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
 from service.engine.outliers import Outliers
 from service.errors import Damaged, Exhausted, Expired, GraftError, InvalidInput, Reason
 from service.ops.metrics import Metrics
+from tests.fake_runtime import FakeRuntime
 from tests.keys import key
 from tests.unit.engine.conftest import COLOURS, GUARD_S, MakeEngine, MakeModel, Stored, image
 

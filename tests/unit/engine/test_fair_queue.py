@@ -15,8 +15,8 @@ from service.engine.fair_queue import (
     ImageBatch,
     Run,
 )
-from service.engine.fake_runtime import FakeSession
 from service.engine.head import Head
+from tests.fake_runtime import FakeSession
 from tests.keys import key
 
 HEAD = Head(np.zeros((2, 3), np.float32), np.zeros(2, np.float32), ("a", "b"))

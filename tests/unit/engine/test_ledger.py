@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from service.engine.fair_queue import AskedHead, Backbone, Classified, ImageBatch, Run
-from service.engine.fake_runtime import FakeSession
 from service.engine.head import Head
 from service.engine.ledger import NOTHING, Account, Ledger, Spent
 from service.ops.metrics import Metrics
+from tests.fake_runtime import FakeSession
 from tests.keys import key
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from service.domain import Decision, ImageDecoding
 from service.engine.engine import AskedModel, Classified, Engine, ModelFiles, Outcome
-from service.engine.fake_runtime import FakeRuntime
 from service.engine.preprocess import Encoded, Pixels
 from service.errors import GraftError, InvalidInput, Reason
 from service.ops.metrics import Metrics
+from tests.fake_runtime import FakeRuntime
 from tests.unit.engine.conftest import GUARD_S, MakeEngine, MakeModel, image
 from tests.unit.engine.test_engine import best, until_waiting, value, wait_until_running
 

@@ -7,10 +7,10 @@ import gc
 import pytest
 
 from service.engine.engine import ModelFiles
-from service.engine.fake_runtime import FakeRuntime, FakeSession
 from service.engine.runtime import Read
 from service.errors import Exhausted, Expired, Reason
 from service.ops.metrics import Metrics
+from tests.fake_runtime import FakeRuntime, FakeSession
 from tests.keys import key
 from tests.unit.engine.conftest import GUARD_S, MakeEngine, MakeModel, Stored
 from tests.unit.engine.test_engine import best, encoded, value

@@ -8,12 +8,12 @@ import pytest
 
 from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.engine.engine import AskedModel, Classified, Engine, ModelFiles, Outcome
-from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Floats
 from service.engine.preprocess import Encoded, Tensor
 from service.engine.recent_features import Known, RecentFeatures
 from service.errors import GraftError
 from service.ops.metrics import Metrics
+from tests.fake_runtime import FakeRuntime
 from tests.keys import key
 from tests.unit.engine.conftest import GUARD_S, MakeEngine, MakeModel, image
 from tests.unit.engine.test_engine import best, value

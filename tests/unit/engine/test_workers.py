@@ -9,10 +9,10 @@ import pytest
 
 from service.domain import ImageDecoding
 from service.engine.engine import Decode, ModelFiles
-from service.engine.fake_runtime import FakeRuntime
 from service.engine.preprocess import Encoded, Pixels
 from service.errors import Exhausted, Expired, InvalidInput, Reason
 from service.ops.metrics import Metrics
+from tests.fake_runtime import FakeRuntime
 from tests.keys import key
 from tests.unit.engine.conftest import GUARD_S, MakeEngine, MakeModel
 

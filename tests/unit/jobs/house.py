@@ -19,6 +19,7 @@ from service.contract import (
 )
 from service.domain import JobState, LeftOut, LeftOutFile, LeftOutReason, ModelKey, ReadSummary
 from service.jobs import watcher as watcher_module
+from service.jobs.attempt import Attempts
 from service.jobs.claims import Claims
 from service.jobs.records import StateChanged
 from service.jobs.replicas import Replicas
@@ -143,9 +144,9 @@ async def make_house(
             assert models.list_models(0, "", TENANT)[0] == [], "announced before it was warm"
             warmed.append(stored)
 
-        supervisor = Supervisor(
-            jobs=jobs,
-            replicas=Replicas(jobs),
+        claims = Claims(jobs)
+        attempts = Attempts(
+            claims=claims,
             models=models,
             datasets=datasets,
             blobs=blobs,
@@ -154,8 +155,17 @@ async def make_house(
             settings=settings,
             on_published=on_published or warm,  # type: ignore[arg-type]
         )
+        supervisor = Supervisor(
+            jobs=jobs,
+            claims=claims,
+            replicas=Replicas(jobs),
+            attempts=attempts,
+            datasets=datasets,
+            metrics=metrics,
+            settings=settings,
+        )
         house = House(
-            jobs, supervisor._claims, models, datasets, JobWatcher(jobs), metrics, settings,
+            jobs, claims, models, datasets, JobWatcher(jobs), metrics, settings,
             launcher, supervisor, warmed,
         )  # fmt: skip
         houses.append(house)

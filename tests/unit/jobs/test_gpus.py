@@ -14,8 +14,7 @@ from service.contract import JobSpec, Note, Order, encode
 from service.domain import PrecisionSetting
 from service.engine import providers
 from service.engine.providers import choose_provider, visible_gpus
-from service.jobs.gpus import Gpus
-from service.jobs.launchers import ProcessLauncher, WarmLauncher
+from service.jobs.launchers import Gpus, ProcessLauncher, WarmLauncher
 from tests.unit.jobs.conftest import Queue
 from tests.unit.jobs.house import HANGS, MakeHouse
 from tests.unit.jobs.test_launcher import spec

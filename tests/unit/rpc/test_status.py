@@ -14,7 +14,7 @@ from service.rpc import status
 @pytest.mark.parametrize("reason", Reason)
 def test_a_failed_job_and_a_call_of_one_reason_have_the_same_code(reason: Reason) -> None:
     error = KINDS[reason](reason, "why", field="model", retry_after_s=1.0)
-    job, call = status.of_job(reason, "why"), status.from_error(error)
+    job, call = status.of_reason(reason, "why"), status.from_error(error)
     assert job.code == call.code == code_pb2.Code.Value(KINDS[reason].code)
     assert status.code_of(job) is grpc.StatusCode[KINDS[reason].code]
     info = error_details_pb2.ErrorInfo()
@@ -34,7 +34,7 @@ def test_a_failed_job_and_a_call_of_one_reason_have_the_same_code(reason: Reason
     ],
 )
 def test_jobs_that_fail_for_the_services_own_reasons_say_so(reason: Reason, code: int) -> None:
-    assert status.of_job(reason, "why").code == code
+    assert status.of_reason(reason, "why").code == code
 
 
 @pytest.mark.parametrize("letter", ["a", "\u00e4", "\U0001f600"])

@@ -45,7 +45,9 @@ def write(database: Database, blobs: Blobs, folder: Path, seed: int) -> None:
     work = folder / f"work-{os.getpid()}"
     work.mkdir()
     while True:
-        blob: Blob = blobs.put_bytes(draw.choice(CONTENTS), work)
+        file = work / f"put-{os.getpid()}"
+        file.write_bytes(draw.choice(CONTENTS))
+        blob: Blob = blobs.put(file)
         try:
             with database.transaction() as connection:
                 blobs.reference(connection, [blob])

@@ -36,6 +36,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def put(blobs: Blobs, folder: Path, content: bytes) -> Blob:
+    path = folder / "content"
+    path.write_bytes(content)
+    return blobs.put(path)
+
+
 def marked(database: Database) -> dict[str, bool]:
     """Whether each blob is marked, by its digest."""
     with database.read() as connection:
@@ -59,13 +65,6 @@ def test_content_that_is_not_its_digest_is_not_stored(
         blobs.put(file, digest(b"another head"))
 
     assert list(store.names()) == []
-
-
-def test_bytes_are_put_too(blobs: Blobs, tmp_path: Path) -> None:
-    blob = blobs.put_bytes(b"a report", tmp_path)
-
-    assert blobs.read(blob.digest, "report") == b"a report"
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("put")] == []
 
 
 def test_a_missing_blob_is_reported(blobs: Blobs, found: list[str]) -> None:
@@ -312,7 +311,7 @@ def needing(database: Database) -> Iterator[None]:
 def test_only_what_no_row_names_is_collected_and_only_after_two_times_the_grace(
     database: Database, store: BlobFolder, blobs: Blobs, tmp_path: Path
 ) -> None:
-    kept, dropped = (blobs.put_bytes(content, tmp_path) for content in (b"kept", b"dropped"))
+    kept, dropped = (put(blobs, tmp_path, content) for content in (b"kept", b"dropped"))
     with needing(database), database.transaction() as connection:
         blobs.reference(connection, [kept])
         connection.execute("INSERT INTO needs VALUES (?)", (kept.digest,))
@@ -351,7 +350,7 @@ def test_copies_of_what_was_collected_are_deleted_unless_somebody_uses_them(
 ) -> None:
     local = BlobCache(store, tmp_path / "cache", 100)
     blobs = Blobs(database, store, local)
-    kept, gone = (blobs.put_bytes(content, tmp_path) for content in (b"kept", b"gone"))
+    kept, gone = (put(blobs, tmp_path, content) for content in (b"kept", b"gone"))
     with blobs.files([kept.digest, gone.digest]) as files, needing(database):
         with database.transaction() as connection:
             blobs.reference(connection, [kept])

@@ -276,24 +276,6 @@ def test_while_another_process_holds_the_database_writers_are_told_and_readers_g
     assert numbers(database) == [1, 3]
 
 
-def test_a_transaction_that_fails_takes_back_what_it_did_elsewhere(small: Database) -> None:
-    done: list[str] = []
-
-    def fail() -> None:
-        with small.transaction():
-            small.after_rollback(lambda: done.append("taken back"))
-            small.after_commit(lambda: done.append("committed"))
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert done == ["taken back"]
-    with small.transaction():
-        small.after_rollback(lambda: done.append("never"))
-    assert done == ["taken back"]
-    small.close()
-
-
 def test_an_error_of_a_full_or_read_only_disk_within_a_transaction_is_told(small: Database) -> None:
     for code, reason in (
         (errno.ENOSPC, Reason.STORAGE_FULL),
