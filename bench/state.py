@@ -31,10 +31,10 @@ from service.contract import EpochEnded, FeatureBased, Progressed
 from service.domain import DEFAULT_TENANT, JobKind
 from service.errors import Reason
 from service.jobs.claims import Claims
-from service.jobs.records import Payload
+from service.jobs.records import JobRecord, Payload
 from service.jobs.replicas import Replicas
 from service.jobs.request import JobRequest
-from service.jobs.store import JobRecord, JobStore
+from service.jobs.store import JobStore
 from service.ops.cpus import describe
 from service.storage.database import Database
 
