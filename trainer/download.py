@@ -73,7 +73,7 @@ def _within_limit(url: str, path: Path, work: Callable[[], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with liveness.waiting(LIMIT_S + TIMEOUT_S):
-            _within(LIMIT_S, work)
+            within(LIMIT_S, work)
     except (GraftError, MemoryError):
         raise
     except Exception as error:  # those of two clients of HTTP, which share no base class
@@ -94,7 +94,7 @@ def _to_file(url: str, path: Path, prefix: str) -> None:
     path.chmod(_MODE)
 
 
-def _within(limit_s: float, run: Callable[[], None]) -> None:
+def within(limit_s: float, run: Callable[[], None]) -> None:
     """Runs it, or raises TimeoutError; what never ends is left behind in its thread.
 
     No timeout of a socket reaches the look-up of a name.

@@ -6,7 +6,6 @@ Every figure has a 95 % interval by groups of images that belong together, see
 """
 
 import math
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -234,27 +233,10 @@ def losses(probabilities: Floats, targets: Ints) -> Doubles:
     return found
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """An image that was answered wrong."""
-
-    place: int
-    true: int
-    answered: int
-    probability: float
-
-
-def worst_mistakes(
-    probabilities: Floats, targets: Ints, answers: Ints, at_most: int
-) -> list[Mistake]:
-    """The wrong answers, most confident first; an answer with none is not among them."""
+def mistakes(probabilities: Floats, targets: Ints, answers: Ints) -> Ints:
+    """The places of wrong answers, most confident first; of answers with none, none is wrong."""
     wrong = np.flatnonzero((answers != targets) & (answers != NONE))
-    confidence = probabilities[wrong, answers[wrong]]
-    order = np.argsort(-confidence, kind="stable")[:at_most]
-    return [
-        Mistake(int(i), int(targets[i]), int(answers[i]), float(probabilities[i, answers[i]]))
-        for i in wrong[order]
-    ]
+    return wrong[np.argsort(-probabilities[wrong, answers[wrong]], kind="stable")]
 
 
 _Ends = tuple[float | None, float | None, float | None]

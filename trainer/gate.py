@@ -41,8 +41,6 @@ class Paired:
     """Images on which the two could not be compared fairly."""
     new_class_right: Bools | None = None
     """[m], whether the new version is right on images of classes that the other does not know."""
-    kind: str = ""
-    """Says for people how the two answered, "" for nothing to say."""
     chance: float = 0.0
     """The accuracy that the incumbent would have by guessing."""
     is_identical: bool = False
@@ -271,11 +269,10 @@ def _compared(asked: Gate, paired: Paired, found: NonInferiority) -> Iterator[st
         yield f"there is no image on which to compare with the version behind {alias}"
     else:
         of = f" of {found.groups} groups" if found.groups < n else ""
-        kind = f" ({paired.kind})" if paired.kind else ""
         between = f"{intervals.points(found.low)} and {intervals.points(found.high)} points"
         yield (
             f"accuracy {paired.right.mean():.4f} against {paired.incumbent_right.mean():.4f} of "
-            f"the version behind {alias} on the same {images}{of}{kind}: {found.lost} lost, "
+            f"the version behind {alias} on the same {images}{of}: {found.lost} lost, "
             f"{found.won} won, a difference between {between} (each end 95 %, one-sided)"
         )
         allowed = f"{asked.max_regression * 100:.3g} points"

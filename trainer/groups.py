@@ -25,7 +25,7 @@ from scipy.sparse.csgraph import connected_components
 
 from trainer.arrays import Bools, Doubles, Floats, Ints, Looks, Singles
 from trainer.looks import bits as bits_of
-from trainer.looks import scenes, spread
+from trainer.looks import scenes, spread, unit
 
 TWIN = 8.5
 """Spreads beyond unrelated pairs that one pair of a group must reach, in classes of `_USUAL`
@@ -64,9 +64,6 @@ _KEPT = 100
 """Pairs of an image with later ones that are kept, the nearest: a film has thousands."""
 _KEPT_ACROSS = 5
 """The same for pairs under two classes."""
-_BLIND = 0.85
-"""Where the cosine must be beyond it, many resaved, scaled and cropped copies do not stand out:
-they have 0.75 to 0.98 on photos."""
 _WHOLE = np.float32(0.9999)
 """A cosine beyond it is taken for it: that of 1 has no z."""
 _BLOCK = 256
@@ -90,14 +87,8 @@ class Groups:
     `MAX_PAIRS`; of a pair under two classes, both places are in the same group too."""
     similarities: Singles
     """float32 [m]: cosines of their features, -1 to 1, without what is common to the class."""
-    pair_count: int
-    """Of all such pairs, of an image with the 100 nearest after it."""
-    threshold: float
-    """The cosine that a pair of a usual class had to reach, without help of its hash."""
     twin_share: float
     """Of the images, those that have such a twin, 0 to 1."""
-    unclear: tuple[int, ...]
-    """Classes whose images are so alike that copies do not stand out: only the nearest are told."""
 
     @property
     def count(self) -> int:
@@ -124,10 +115,6 @@ class _Unrelated:
         """The cosine that a twin has at least."""
         return max(_LEAST, self.opposite)
 
-    def needed(self, score: float) -> float:
-        """Returns the cosine that reaches a score without help of the hash."""
-        return max(self.least, float(np.tanh(self.z + score * self.z_spread)))
-
     def score(self, cosines: Singles, bits: Singles) -> Singles:
         """Returns how many spreads pairs lie beyond unrelated ones."""
         z = np.arctanh(np.clip(cosines, -_WHOLE, _WHOLE))
@@ -149,9 +136,8 @@ def find(features: Floats, looks: Looks, targets: Ints, given: Sequence[str]) ->
     count = len(features)
     if not count:
         return Groups(
-            np.empty(0, np.int64), np.empty((0, 2), np.int64), np.empty(0, np.float32),
-            0, 1.0, 0.0, (),
-        )  # fmt: skip
+            np.empty(0, np.int64), np.empty((0, 2), np.int64), np.empty(0, np.float32), 0.0
+        )
     labels, inverse = np.unique(targets, return_inverse=True)
     classes = [np.flatnonzero(inverse == label) for label in range(len(labels))]
     mean = features.mean(axis=0)
@@ -162,13 +148,8 @@ def find(features: Floats, looks: Looks, targets: Ints, given: Sequence[str]) ->
     own = _unit(features - centres[inverse])
     unrelated = _of_classes(own, looks, classes)
     found = _Found()
-    unclear = []
-    cosines = []
     for places, pairs in zip(classes, unrelated, strict=True):
         more = _more(len(places))
-        cosines.append(pairs.needed(TWIN + more))
-        if cosines[-1] > _BLIND and len(places) > 1:
-            unclear.append(int(targets[places[0]]))
         _within(found, own, looks, places, pairs, more)
         _in_order(found, own, looks, places, pairs, more)
     for members in scenes(looks, classes):
@@ -177,7 +158,7 @@ def find(features: Floats, looks: Looks, targets: Ints, given: Sequence[str]) ->
         found.add(first, members[1:], cosines_of, np.zeros(len(first), np.float32))
     if len(classes) > 1 and count <= MAX_ACROSS:
         _across(found, features, looks, inverse, centres, unrelated)
-    return _joined(found, list(given), float(np.median(cosines)), tuple(unclear))
+    return _joined(found, list(given))
 
 
 def sides(groups: Ints, digests: Sequence[str], ages: Ints) -> Doubles:
@@ -433,7 +414,7 @@ def _across(
         found.add(first, second, cosines, score[i, j] - twin)
 
 
-def _joined(found: _Found, given: list[str], threshold: float, unclear: tuple[int, ...]) -> Groups:
+def _joined(found: _Found, given: list[str]) -> Groups:
     count = len(given)
     none = np.empty(0, np.int64)
     first, second = (np.concatenate([none, *each]) for each in (found.first, found.second))
@@ -459,10 +440,7 @@ def _joined(found: _Found, given: list[str], threshold: float, unclear: tuple[in
         of=np.argsort(np.argsort(starts)).astype(np.int64)[of],
         pairs=np.stack([first[nearest], second[nearest]], axis=1).astype(np.int64),
         similarities=cosines[nearest],
-        pair_count=len(first),
-        threshold=threshold,
         twin_share=len(np.union1d(first, second)) / count,
-        unclear=unclear,
     )
 
 
@@ -487,6 +465,4 @@ def _more(count: int) -> float:
 
 
 def _unit(features: Floats) -> Singles:
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    unit: Singles = (features / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return unit
+    return unit(features).astype(np.float32)

@@ -42,7 +42,7 @@ def copied(features: Floats, looks: Looks, known_features: Floats, known_looks: 
     copies are found, and no more.
     """
     mean = known_features.mean(axis=0)
-    own, known = (_unit(rows - mean) for rows in (features, known_features))
+    own, known = (unit(rows - mean) for rows in (features, known_features))
     marked = np.zeros(len(looks), np.bool_)
     for start in range(0, len(looks), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -52,10 +52,10 @@ def copied(features: Floats, looks: Looks, known_features: Floats, known_looks: 
     return marked
 
 
-def _unit(features: Floats) -> Floats:
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    unit: Floats = features / np.maximum(lengths, 1e-12)
-    return unit
+def unit(features: Floats) -> Floats:
+    """Scales features [n, d] to length one."""
+    scaled: Floats = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return scaled
 
 
 def scenes(looks: Looks, classes: Sequence[Ints]) -> Iterator[Ints]:

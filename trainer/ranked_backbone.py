@@ -5,7 +5,6 @@ be exported.
 """
 
 import math
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from trainer import linear, transferability
 from trainer.arrays import Doubles, Ints
 from trainer.backbone_file import BackboneFile, narrowest
 from trainer.data import Files
+from trainer.evaluate import losses
 from trainer.features import Features
 from trainer.weights import Weights
 
@@ -41,7 +41,6 @@ _RUNS = 8
 """Of one image each, the first of which is not counted."""
 _SLICE = 32
 """Images between two looks at the clock."""
-_TINY = 1e-12
 
 
 class BackboneScoring:
@@ -158,10 +157,11 @@ class BackboneScoring:
                 f"the file of {backbone} is not on this server: register it again",
             )
         from trainer import backbones, export
+        from trainer.download import within
 
         asked = self._asked()
         if not asked.is_available():
-            _within(deadline, asked.fetch)
+            within(max(0.0, deadline - time.monotonic()), asked.fetch)
         self._name()  # which may hold the digest of what was downloaded
         network = backbones.load(backbone, weights, self._spec.seed, self._weights_dir)
         path = folder / f"{len(list(folder.iterdir()))}.onnx"
@@ -184,7 +184,7 @@ class BackboneScoring:
         answered = linear.cross_validated(
             features, own, int(own.max()) + 1, folds, self._spec.threads
         )
-        self.losses = losses_of(answered, own)
+        self.losses = losses(answered, own)
         held = self.losses[~np.isnan(self.losses)]
         self._note(log_me=evidence, log_loss=float(held.mean()) if len(held) else None)
 
@@ -204,32 +204,6 @@ class BackboneScoring:
 
     def _note(self, **changes: object) -> None:
         self._row = msgspec.structs.replace(self._row, **changes)
-
-
-def losses_of(answered: Floats, targets: Ints) -> Doubles:
-    """Returns the log loss [n] of probabilities [n, classes], nats; NaN stays NaN."""
-    true = answered[np.arange(len(targets)), targets].astype(np.float64)
-    losses: Doubles = -np.log(np.maximum(true, _TINY))
-    return losses
-
-
-def _within(deadline: float, work: Callable[[], None]) -> None:
-    """Waits for a download; raises TimeoutError when it takes too long, and lets it go."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="download", daemon=True)
-    thread.start()
-    thread.join(max(0.0, deadline - time.monotonic()))
-    if errors:
-        raise errors[0]
-    if thread.is_alive():
-        raise TimeoutError
 
 
 def _sized(files: Files, session: Session) -> Files:

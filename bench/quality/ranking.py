@@ -26,11 +26,10 @@ from service.engine import preprocess
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.ops.cpus import available_cores
-from trainer import backbones, export, folds, linear, ranking, transferability
+from trainer import backbones, evaluate, export, folds, linear, ranking, transferability
 from trainer.arrays import Doubles, Floats, Ints
 from trainer.backbone_file import BackboneFile
 from trainer.methods import feature_based
-from trainer.ranked_backbone import losses_of
 
 PER_CLASS = (5, 20, 50)
 ENTRANTS = (
@@ -150,7 +149,7 @@ def measure(name: str, seen: Sequence[Seen], targets: Ints, per_class: int, seed
     for one in seen:
         features = one.features[train]
         answered = linear.cross_validated(features, learned, len(kept), dealt, threads=1)
-        losses = losses_of(answered, learned)
+        losses = evaluate.losses(answered, learned)
         row = RankedBackbone(
             backbone=one.backbone,
             weights=one.weights,

@@ -18,7 +18,6 @@ from bench.quality import frozen_job
 from bench.quality.document import Section, mean, share
 from bench.quality.images import ImageSet
 from bench.quality.measuring import Measuring, Sets
-from trainer import evaluate
 from trainer.arrays import Doubles, Ints
 
 Stratum = Literal["plain", "bursts", "bursts, scenes given", "nine to one", "at most ten a class"]
@@ -57,9 +56,6 @@ class Outcome:
     true: float
     true_error: float
     """Standard error of `true`, by scenes."""
-    is_calibrated: bool
-    reported_loss: float
-    true_loss: float
 
     @property
     def reported_error(self) -> float:
@@ -151,10 +147,8 @@ def measure(drawn: Drawn) -> Outcome | None:
     served = job.probabilities(drawn.held_out)
     targets = drawn.held_out.targets
     right = (served.argmax(axis=1) == targets).astype(np.float64)
-    losses = evaluate.losses(served, targets)
     shares = np.bincount(drawn.train.targets, minlength=len(drawn.train.classes)) / len(drawn.train)
     true, error = by_scenes(right, targets, drawn.held_out.scenes, shares)
-    true_loss, _ = by_scenes(losses, targets, drawn.held_out.scenes, shares)
     return Outcome(
         drawn.name,
         drawn.stratum,
@@ -166,9 +160,6 @@ def measure(drawn: Drawn) -> Outcome | None:
         job.figure.accuracy_high,
         true,
         error,
-        job.is_calibrated,
-        job.figure.loss,
-        true_loss,
     )
 
 

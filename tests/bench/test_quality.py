@@ -77,7 +77,7 @@ def test_held_out_accuracy_has_the_classes_of_training_and_an_error_by_scenes() 
 
 def outcome(value: float, true: float) -> reported.Outcome:
     return reported.Outcome(
-        "made", "plain", 100, 100, 100, value, value - 0.05, value + 0.05, true, 0.01, True, 0, 0
+        "made", "plain", 100, 100, 100, value, value - 0.05, value + 0.05, true, 0.01
     )
 
 

@@ -121,11 +121,12 @@ def test_a_figure_tells_the_same_as_the_metrics() -> None:
 def test_mistakes_come_most_confident_first() -> None:
     probabilities = np.array([[0.4, 0.6], [0.1, 0.9], [0.9, 0.1]])
     targets = np.array([0, 0, 0])
-    found = evaluate.worst_mistakes(probabilities, targets, probabilities.argmax(axis=1), 5)
-    assert [(m.place, m.answered) for m in found] == [(1, 1), (0, 1)]
+    assert evaluate.mistakes(probabilities, targets, probabilities.argmax(axis=1)).tolist() == [
+        1,
+        0,
+    ]
     # By a decision that answers the last one otherwise, and the second with none.
-    found = evaluate.worst_mistakes(probabilities, targets, np.array([1, -1, 1]), 5)
-    assert [(m.place, m.probability) for m in found] == [(0, 0.6), (2, 0.1)]
+    assert evaluate.mistakes(probabilities, targets, np.array([1, -1, 1])).tolist() == [0, 2]
 
 
 def test_balanced_accuracy_weighs_every_class_alike() -> None:

@@ -44,10 +44,7 @@ def test_groups_are_counted_and_pairs_under_two_classes_listed() -> None:
         of=np.array([0, 0, 1, 2, 2]),
         pairs=np.array([[3, 4], [0, 1]]),
         similarities=np.array([0.95, 0.9], dtype=np.float32),
-        pair_count=2,
-        threshold=0.8,
         twin_share=0.8,
-        unclear=(),
     )
     told, across = findings.grouped(groups, np.array([0, 0, 0, 0, 1]), is_given=False)
     assert (told.images, told.groups, told.copied) == (5, 3, 4)

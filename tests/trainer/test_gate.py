@@ -134,13 +134,11 @@ def test_what_is_undecided_is_held_unless_asked_otherwise() -> None:
 
 def test_a_comparison_is_told_in_full() -> None:
     groups = np.arange(N) // 2
-    compared = Paired(
-        rights(8), rights(0), groups, 12, np.array([True, False, True]), "answers out of fold"
-    )
+    compared = Paired(rights(8), rights(0), groups, 12, np.array([True, False, True]))
     found = checked(Gate(not_worse_than="prod", when_uncertain="promote"), compared=compared)
     assert (found.verdict, found.passed, found.images_needed) == ("failed", False, 0)
     assert "accuracy 0.8000 against 1.0000 of the version behind prod" in found.detail
-    assert "40 images of 20 groups (answers out of fold): 8 lost, 0 won" in found.detail
+    assert "40 images of 20 groups: 8 lost, 0 won" in found.detail
     assert "12 images could not be compared on fairly" in found.detail
     assert "2 of 3 images of classes that it does not know" in found.detail
 

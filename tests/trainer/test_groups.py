@@ -56,7 +56,7 @@ class Made:
 def test_unrelated_images_stay_alone() -> None:
     found = Made().many(300, 1).many(100, 1, target=1).find()
     assert found.of.tolist() == list(range(400))
-    assert (found.pair_count, found.twin_share, found.unclear) == (0, 0.0, ())
+    assert found.twin_share == 0
     assert found.pairs.shape == (0, 2)
 
 
@@ -75,7 +75,7 @@ def test_frames_of_a_scene_are_one_group_however_many_scenes_there_are(
     assert found.of.tolist() == made.scenes
     sizes = np.bincount(made.scenes)
     assert found.twin_share == pytest.approx(sizes[sizes > 1].sum() / len(made.scenes))
-    assert found.pair_count == (sizes * (sizes - 1) // 2).sum() == len(found.pairs)
+    assert (sizes * (sizes - 1) // 2).sum() == len(found.pairs)
     assert (np.diff(found.similarities) <= 0).all()
     assert found.similarities.min() > 0.5
 
@@ -145,7 +145,7 @@ def test_whoever_named_groups_is_believed_but_where_two_are_the_same_picture() -
     assert found.of[82] == found.of[83]
 
 
-def test_classes_that_are_all_alike_are_told_and_the_same_picture_is_still_found() -> None:
+def test_the_same_picture_is_found_in_a_class_that_is_all_alike() -> None:
     made = Made().many(80, 1).many(80, 1, target=1)
     # Of two kinds of difference alone: whatever one image shows, another shows by chance.
     two = 9 * made.rng.normal(size=(2, 128))
@@ -153,7 +153,6 @@ def test_classes_that_are_all_alike_are_told_and_the_same_picture_is_still_found
         made.features[place] = made.rng.normal(size=2) @ two + made.features[place] / 9
     made.features[81], made.looks[81] = made.features[80], made.looks[80]
     found = made.find()
-    assert found.unclear == (1,)
     assert found.of[81] == found.of[80]
 
 
@@ -188,7 +187,7 @@ def test_neither_blocks_nor_bounds_change_what_is_found(monkeypatch: pytest.Monk
     assert made.find().of.tolist() == made.scenes
     monkeypatch.setattr(groups, "MAX_PAIRS", 5)
     found = made.find()
-    assert (len(found.pairs), found.pair_count) == (5, 50 * 6 + 30 * 3)
+    assert len(found.pairs) == 5
 
 
 def test_a_film_is_one_group_and_a_long_chain_is_parted_where_it_hangs_together_least(

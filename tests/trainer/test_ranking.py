@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,7 @@ from service.errors import InvalidInput, Reason, WrongState
 from tests import photographs
 from tests.fake_runtime import FakeSession
 from tests.trainer.conftest import GUARD_S, MakeFolder, Told, source_of
-from trainer import data, ranked_backbone, ranking
+from trainer import data, download, ranked_backbone, ranking
 from trainer.__main__ import main
 from trainer.job import Job
 from trainer.weights import Weights
@@ -361,15 +360,15 @@ def test_only_what_is_available_leaves_the_others_out_and_says_so(
 def test_a_download_that_takes_too_long_is_let_go_and_its_error_is_passed_on() -> None:
     release = threading.Event()
     with pytest.raises(TimeoutError):
-        ranked_backbone._within(time.monotonic() + 0.05, lambda: release.wait(GUARD_S))
+        download.within(0.05, lambda: release.wait(GUARD_S))
     release.set()
-    ranked_backbone._within(time.monotonic() + GUARD_S, lambda: None)
+    download.within(GUARD_S, lambda: None)
 
     def fail() -> None:
         raise WrongState(Reason.WEIGHTS_UNAVAILABLE, "no network")
 
     with pytest.raises(WrongState, match="no network"):
-        ranked_backbone._within(time.monotonic() + GUARD_S, fail)
+        download.within(GUARD_S, fail)
 
 
 def test_int8_servers_measure_the_quantised_file_where_there_is_one(

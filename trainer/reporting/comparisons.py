@@ -11,7 +11,8 @@ import numpy as np
 from scipy.special import betainc
 
 from trainer import intervals
-from trainer.arrays import Doubles, Floats, Ints
+from trainer.arrays import Floats, Ints
+from trainer.looks import unit
 
 SIGNIFICANT = 0.05
 UNCORRECTED = "each p-value is of its own comparison: of several comparisons, uncorrected"
@@ -135,7 +136,7 @@ def nearest_class_mean(train: Floats, targets: Ints, features: Floats, classes: 
     Mensink et al. 2013, "Distance-Based Image Classification: Generalizing to New
     Classes at Near-Zero Cost", with features of length one and no learned metric.
     """
-    learned, asked = _unit(train), _unit(features)
+    learned, asked = (unit(rows.astype(np.float64)) for rows in (train, features))
     one_hot = np.eye(classes)[targets]
     means = (one_hot / np.maximum(one_hot.sum(axis=0), 1)).T @ learned
     # |x|^2 is the same for all classes.
@@ -147,9 +148,3 @@ def nearest_class_mean(train: Floats, targets: Ints, features: Floats, classes: 
 def majority_class(targets: Ints, count: int) -> Ints:
     """Answers [count], each the commonest class of the training targets."""
     return np.full(count, np.bincount(targets).argmax())
-
-
-def _unit(features: Floats) -> Doubles:
-    x = features.astype(np.float64)
-    unit: Doubles = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return unit

@@ -302,23 +302,16 @@ def _confused(metrics: Metrics) -> list[Confused]:
 
 
 def _mistakes(data: Data, measured: Measured, doubted: set[int]) -> list[Shown]:
-    wrong = evaluate.worst_mistakes(
-        measured.probabilities, measured.part.targets, measured.answers, _MISTAKES + len(doubted)
-    )
-    places = [mistake.place for mistake in wrong if mistake.place not in doubted]
+    wrong = evaluate.mistakes(measured.probabilities, measured.part.targets, measured.answers)
+    places = [place for place in wrong.tolist() if place not in doubted]
     return [_shown(data, measured, place) for place in places[:_MISTAKES]]
 
 
 def _examples(data: Data, measured: Measured) -> list[Shown]:
     """Returns right answers, one of each class in turn, so that few show many classes."""
-    targets = measured.part.targets
-    turn: dict[int, int] = {}
-    keyed = []
-    for place in np.flatnonzero(measured.answers == targets).tolist():
-        label = int(targets[place])
-        turn[label] = turn.get(label, 0) + 1
-        keyed.append((turn[label], label, place))
-    return [_shown(data, measured, place) for _, _, place in sorted(keyed)[:_EXAMPLES]]
+    right = np.flatnonzero(measured.answers == measured.part.targets)
+    places = right[measured.part.take(right).spread(_EXAMPLES)]
+    return [_shown(data, measured, place) for place in places.tolist()]
 
 
 def _shown(data: Data, measured: Measured, place: int) -> Shown:
