@@ -1,10 +1,11 @@
-"""What a backbone costs in fp32 and in int8 on each provider, and whether int8 answers agree.
+"""What a backbone costs in fp32 and in int8 on each provider.
 
-    python -m bench.precision FOLDER [--rounds N] [--images N]
+    python -m bench.precision [FOLDER] [--rounds N]
 
-FOLDER holds a folder of images for each class; heads are fitted to some of them. Times are of one
-core, decoding left out: the processor time of an image, of all forms and providers in turn, round
-by round. ResNet-18 has random weights here: its int8 is shown for its speed alone.
+FOLDER holds JPEG photos in a folder per class; without one they are written. Times are of one core,
+decoding left out: the processor time of an image, of all forms and providers in turn, round by
+round. ResNet-18 has random weights here: its int8 is shown for its speed alone. Whether answers
+agree `bench.serve` tells.
 """
 
 import argparse
@@ -14,18 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.quality.images import find
+from bench.photographs import given_or_written, photos
 from bench.running import spread
-from service.domain import ImageDecoding
 from service.engine import preprocess, providers
-from service.engine.head import Floats
 from service.engine.preprocess import Pixels
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime, Session
 from service.ops import cpus
-from trainer import backbones, export, folds, quantise
-from trainer.arrays import Ints
-from trainer.methods import feature_based
+from trainer import backbones, export, quantise
 
 BACKBONES = {"efficientnet_lite0": "", "resnet18": "random"}
 BATCHES = (8, 1)
@@ -36,20 +33,19 @@ Row = tuple[str, str, str]
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=160, help="that heads are fitted to, half")
     arguments = parser.parse_args()
     names = ["cpu", *(["openvino"] if providers.has_openvino() else [])]
     info = cpus.describe()
     print(f"{info.model} ({' '.join(info.flags)}), one core; n = {arguments.rounds} rounds\n")
     sessions: dict[Row, Session] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for backbone, weights in BACKBONES.items():
-            network = backbones.load(backbone, weights, 0, Path(folder))
-            files = {p: Path(folder) / f"{backbone}.{p}.onnx" for p in ("fp32", "int8")}
+            network = backbones.load(backbone, weights, 0, Path(temporary))
+            files = {p: Path(temporary) / f"{backbone}.{p}.onnx" for p in ("fp32", "int8")}
             export.to_onnx(network, files["fp32"])
             began = time.process_time()
             quantise.to_int8(files["fp32"], files["int8"])
@@ -58,20 +54,10 @@ def main() -> None:
                 for name in names:
                     runtime = OnnxRuntime(Provider(name, ""), 1, is_narrow=True)  # type: ignore[arg-type]
                     sessions[backbone, precision, name] = runtime.load(file.read_bytes)
-    pixels, targets = read(arguments.folder, arguments.images)
+    with given_or_written(arguments.folder) as folder:
+        pixels = np.stack([preprocess.decode(data) for data in photos(folder, _TIMED)])
     print()
     report(timed(sessions, pixels, arguments.rounds))
-    agreement(sessions, pixels, targets)
-
-
-def read(folder: Path, count: int) -> tuple[Pixels, Ints]:
-    """Reads some images of the first set below a folder, in turn from its classes."""
-    files = next(iter(find(folder).values()))
-    rng = np.random.default_rng(0)
-    chosen = [files[place] for place in rng.permutation(len(files))[:count]]
-    labels = sorted({file.label for file in chosen})
-    pixels = np.stack([preprocess.decode(file.read(), ImageDecoding()) for file in chosen])
-    return pixels, np.array([labels.index(file.label) for file in chosen], np.int64)
 
 
 def timed(
@@ -83,9 +69,9 @@ def timed(
         for row, session in sessions.items():
             for batch in BATCHES:
                 began = time.process_time()
-                for start in range(0, _TIMED, batch):
+                for start in range(0, len(pixels), batch):
                     session.run(pixels[start : start + batch], cores=1)
-                spent_ms = 1000 * (time.process_time() - began) / _TIMED
+                spent_ms = 1000 * (time.process_time() - began) / len(pixels)
                 if turn:  # the first warms up
                     found.setdefault((row, batch), []).append(spent_ms)
     return found
@@ -104,44 +90,6 @@ def report(times: dict[tuple[Row, int], list[float]]) -> None:
             ratios = [a / b for a, b in zip(own, base, strict=True)]
             cells += [spread(own), spread(ratios, ".2f")]
         print("| " + " | ".join(cells) + " |")
-    print()
-
-
-def agreement(sessions: dict[Row, Session], pixels: Pixels, targets: Ints) -> None:
-    """Prints by how much probabilities differ between providers, of a head on one's features."""
-    if not any(provider == "openvino" for _, _, provider in sessions):
-        print("OpenVINO is not installed here: there is nothing to compare with")
-        return
-    learned = np.arange(len(targets)) % 2 == 0
-    for backbone in BACKBONES:
-        for precision in ("fp32", "int8"):
-            cpu, openvino = (
-                _features(sessions[backbone, precision, name], pixels)
-                for name in ("cpu", "openvino")
-            )
-            own = targets[learned]
-            dealt = folds.deal(own, np.arange(len(own)), np.random.default_rng(0).random(len(own)))
-            classes = tuple(f"class {k}" for k in range(int(targets.max()) + 1))
-            width = _WIDTHS[backbone]
-            head = feature_based.linear_probe(cpu[learned, :width], own, dealt, classes, 0, 1)
-            a, b = (head.probabilities(rows[~learned, :width]) for rows in (cpu, openvino))
-            same = (a.argmax(axis=1) == b.argmax(axis=1)).mean()
-            print(
-                f"{backbone} in {precision}, OpenVINO against the CPU provider: features differ "
-                f"by up to {np.abs(cpu - openvino).max():.2g} (largest {np.abs(cpu).max():.2g}), "
-                f"probabilities by up to {np.abs(a - b).max():.2g}, {same:.1%} of the answers are "
-                f"the same, n = {len(a)} images"
-            )
-
-
-_WIDTHS = {"efficientnet_lite0": 1280, "resnet18": 512}
-"""Features of the last layer."""
-
-
-def _features(session: Session, pixels: Pixels) -> Floats:
-    return np.concatenate(
-        [session.run(pixels[start : start + 8], cores=1) for start in range(0, len(pixels), 8)]
-    )
 
 
 if __name__ == "__main__":
