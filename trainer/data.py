@@ -10,9 +10,10 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -59,14 +60,18 @@ class Files:
     def __len__(self) -> int:
         return len(self.locations)
 
-    def at(self, places: Sequence[int]) -> "Files":
-        """Those at `places`, in that order."""
-        return Files(
-            tuple(self.locations[place] for place in places),
-            tuple(self.digests[place] for place in places),
-            decoding=self.decoding,
-            names=tuple(self.names[place] for place in places) if self.names else (),
-        )
+    def at(self, places: Sequence[int] | Ints | Bools) -> Self:
+        """Returns those at `places`, in that order, or where a mask is true."""
+        kept = np.arange(len(self))[places if isinstance(places, np.ndarray) else list(places)]
+
+        def some(column: Any) -> Any:
+            if isinstance(column, np.ndarray):
+                return column[kept] if len(column) else column
+            return (
+                tuple(column[i] for i in kept) if isinstance(column, tuple) and column else column
+            )
+
+        return replace(self, **{each.name: some(getattr(self, each.name)) for each in fields(self)})
 
     @staticmethod
     def joined(parts: "Sequence[Files]") -> "Files":
@@ -86,7 +91,7 @@ class Files:
 
         Raises InvalidInput (DATASET_UNUSABLE) when a file is not what it was any more.
         """
-        files = self if places is None else Files.at(self, places)
+        files = self if places is None else self.at(places)
         size = files.decoding.size
         pixels = np.empty((len(files), size, size, 3), np.uint8)
 
@@ -95,11 +100,7 @@ class Files:
             pixels[row] = preprocess.fit(image, files.decoding)
 
         workers = min(threads or available_cores(), len(files))
-        if workers <= 1:
-            for row in range(len(files)):
-                decode(row)
-            return pixels
-        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        with ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode") as pool:
             list(pool.map(decode, range(len(files))))
         return pixels
 
@@ -112,20 +113,7 @@ class Part(Files):
     ages: Ints = field(default_factory=lambda: np.empty(0, np.int64), kw_only=True)
     """Places of the datasets that they came in, the oldest first."""
 
-    def take(self, places: Ints | Bools) -> "Part":
-        """Returns those at `places`, or where a mask is true, with all that is known of them."""
-        kept = np.arange(len(self))[places]
-        return Part(
-            tuple(self.locations[i] for i in kept),
-            tuple(self.digests[i] for i in kept),
-            self.targets[kept],
-            decoding=self.decoding,
-            names=tuple(self.names[i] for i in kept) if self.names else (),
-            looks=tuple(self.looks[i] for i in kept) if self.looks else (),
-            given_groups=tuple(self.given_groups[i] for i in kept) if self.given_groups else (),
-            aspects=tuple(self.aspects[i] for i in kept) if self.aspects else (),
-            ages=self.ages[kept] if len(self.ages) else self.ages,
-        )
+    take = Files.at
 
     def framed(self, framing: Framing) -> "Part":
         """Returns the same images, of which a backbone sees something else."""

@@ -51,14 +51,10 @@ def share(count: int, n: int) -> str:
 
 def mean(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
     """Returns a mean with its standard error, in units of `scale`."""
-    n = len(values)
-    if not n:
+    if not values:
         return "-"
-    middle = sum(values) / n
-    if n == 1:
-        return f"{middle / scale:+.{digits}f}"
-    error = math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1) / n)
-    return f"{middle / scale:+.{digits}f} ±{error / scale:.{digits}f}"
+    error = f" ±{stats.sem(values) / scale:.{digits}f}" if len(values) > 1 else ""
+    return f"{float(np.mean(values)) / scale:+.{digits}f}{error}"
 
 
 def half_width(values: Sequence[float], alpha: float = 0.05) -> float:
@@ -66,7 +62,7 @@ def half_width(values: Sequence[float], alpha: float = 0.05) -> float:
     n = len(values)
     if n < 2:
         return math.inf
-    return float(stats.t.ppf(1 - alpha / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return float(stats.t.ppf(1 - alpha / 2, n - 1) * stats.sem(values))
 
 
 def interval(values: Sequence[float], scale: float = 1.0, form: str = "+.2f") -> str:

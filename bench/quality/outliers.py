@@ -130,9 +130,8 @@ def _fitted(features: Floats, targets: Ints) -> tuple[Head, list[outliers.Fitted
 
 def auroc(familiar: Floats, strange: Floats) -> float:
     """Returns the chance that one of scores [m] is above one of scores [n]; ties count half."""
-    ranks = stats.rankdata(np.concatenate([familiar, strange]))[len(familiar) :]
-    pairs = len(familiar) * len(strange)
-    return float((ranks.sum() - len(strange) * (len(strange) + 1) / 2) / pairs)
+    above = stats.mannwhitneyu(strange, familiar, method="asymptotic").statistic
+    return float(above / (len(familiar) * len(strange)))
 
 
 def section(rows: Sequence[Row]) -> Section:

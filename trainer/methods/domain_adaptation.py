@@ -298,7 +298,6 @@ def _findings(
     seed: int,
     comparison: comparisons.Comparison | None,
 ) -> findings.Adaptation:
-    apart = gap.measure(source, target.features, seed)
     return findings.Adaptation(
         technique=method.technique,
         published=chosen.technique,
@@ -309,7 +308,10 @@ def _findings(
             for tried in candidates
         ],
         criterion=CRITERION,
-        gaps=[findings.Gap(name, getattr(apart, name)) for name in gap.Gap.__struct_fields__],
+        gaps=[
+            findings.Gap(measure, distance)
+            for measure, distance in gap.measure(source, target.features, seed).items()
+        ],
         doubt=doubt,
         seen=seen,
         target_images=len(target.images),

@@ -381,7 +381,7 @@ def _adaptation(manifest: Manifest, findings: Findings) -> Iterator[Advice]:
         yield Advice("trust", "note", "This version is only for images of the target.")
     if (other := adaptation.comparison) is not None:
         levels: dict[str, Level] = {"better": "good", "worse": "warning"}
-        text = f"Against {_plain(other.title)}, on the target's labelled images: {other.words}."
+        text = f"Against {plain(other.title)}, on the target's labelled images: {other.words}."
         yield Advice("quality", levels.get(other.verdict, "note"), text)
 
 
@@ -445,5 +445,6 @@ def _images(count: int, noun: str) -> str:
     return f"{count:,} {noun} is" if count == 1 else f"{count:,} {noun}s are"
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Writes a name as people do."""
     return name.replace("_", "-")

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+from scipy.special import softmax
 
 from trainer import intervals
 from trainer.arrays import Bools, Doubles, Floats, Ints
@@ -178,8 +179,7 @@ def _untempered(probabilities: Floats, temperature: float) -> Doubles:
     if temperature == 1:
         return probabilities.astype(np.float64)
     logits = temperature * np.log(np.maximum(probabilities.astype(np.float64), _TINY))
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    before: Doubles = raised / raised.sum(axis=1, keepdims=True)
+    before: Doubles = softmax(logits, axis=1)
     return before
 
 

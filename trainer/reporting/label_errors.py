@@ -1,4 +1,4 @@
-"""Images that may be under the wrong class; NumPy alone.
+"""Images that may be under the wrong class; NumPy and SciPy alone.
 
 Confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating
 Uncertainty in Dataset Labels") finds images on which the model contradicts the folder:
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+from scipy.special import softmax
 
 from trainer.arrays import Bools, Doubles, Floats, Ints
 from trainer.intervals import wilson
@@ -155,7 +156,5 @@ def _explained(logs: Doubles, targets: Ints) -> Doubles:
 
 def _own(logits: Doubles, targets: Ints) -> Doubles:
     """Softmax [n] of each image's label, of logits [n, classes]."""
-    logits = logits - logits.max(axis=1, keepdims=True)
-    own = np.exp(logits[np.arange(len(targets)), targets]) / np.exp(logits).sum(axis=1)
-    kept: Doubles = np.maximum(own, _TINY)
-    return kept
+    own: Doubles = softmax(logits, axis=1)[np.arange(len(targets)), targets]
+    return np.maximum(own, _TINY)

@@ -25,7 +25,7 @@ from trainer.data import Data, Files
 from trainer.evaluate import ClassMetrics, Metrics
 from trainer.measuring import Measured
 from trainer.reporting import plots
-from trainer.reporting.advice import Advice, is_mostly_copied, listed
+from trainer.reporting.advice import Advice, is_mostly_copied, listed, plain
 from trainer.reporting.comparisons import UNCORRECTED
 from trainer.reporting.findings import Adaptation
 from trainer.reporting.label_errors import RECALL_FLOOR
@@ -178,14 +178,10 @@ def _choice(adaptation: Adaptation | None) -> str:
     if chosen is None or best is None or adaptation.doubt or best.criterion <= chosen.criterion:
         return ""
     return (
-        f'"{_plain(best.technique)}" has the highest criterion, and "{_plain(chosen.technique)}" '
+        f'"{plain(best.technique)}" has the highest criterion, and "{plain(chosen.technique)}" '
         "was chosen: candidates are tried from simple to refined, and a more refined one is taken "
         f"only where its criterion is higher by more than {adaptation.margin:g}."
     )
-
-
-def _plain(technique: str) -> str:
-    return technique.replace("_", "-")
 
 
 def _backbone_columns(ranked: BackbonesRanked | None) -> list[tuple[str, str, str]]:
