@@ -351,14 +351,6 @@ def test_a_handful_of_images_is_enough(technique: str) -> None:
     assert np.isfinite(adapted.weight).all() and np.isfinite(adapted.temperature)
 
 
-def test_what_cannot_be_done_is_said() -> None:
-    source, target = domains(per_class=2)
-    with pytest.raises(ValueError, match="'dann' does not work on frozen features: take one of"):
-        run(source, target, "dann")
-    with pytest.raises(ValueError, match="two images or more"):
-        run(source, (target[0][:1], target[1][:1]), "auto")
-
-
 def test_adapting_frozen_features_needs_neither_torch_nor_scikit_learn() -> None:
     code = (
         "import sys, trainer.adaptation.frozen; "

@@ -22,7 +22,6 @@ from trainer.arrays import Doubles, Floats, Ints
 from trainer.folds import deal
 
 SOURCE_ONLY = "source_only"
-TECHNIQUES = ("auto", "coral", "mcc", "pseudo_labels")
 SHARES = (0.4, 0.6, 0.8)
 """Of each predicted class, the most certain, in the rounds of self-training."""
 PRIOR_ROUNDS = 2
@@ -99,15 +98,8 @@ def adapt(
 
     `source_only` is the head that serves without adaptation. `auto` takes the technique
     that the criterion prefers. Where that is in doubt, source-only is the result, unless
-    `always_adapt`. Raises ValueError for an unknown technique and below two images in a domain.
+    `always_adapt`. There are two images or more in each domain.
     """
-    if technique not in TECHNIQUES:
-        raise ValueError(
-            f"technique {technique!r} does not work on frozen features: "
-            f"take one of {', '.join(TECHNIQUES)}"
-        )
-    if min(len(source), len(target)) < 2:
-        raise ValueError("adaptation needs two images or more of each domain: add images")
     # As in `linear.fit`: the matrices are small, and torch waits for the same cores.
     with threadpool_limits(1):
         work = _Work(source, targets, target, len(source_only.bias), seed)
