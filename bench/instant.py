@@ -11,27 +11,12 @@ import itertools
 import signal
 from pathlib import Path
 
-import msgspec
-
+from bench import published
 from bench.published import near_empty_backbone, near_empty_head, near_empty_manifest
 from service import settings
 from service.__main__ import command_line
 from service.app import App
-from service.contract import (
-    ANSWERS_FILE,
-    BACKBONE_FILE,
-    HEAD_FILE,
-    MANIFEST_FILE,
-    REPORT_HTML_FILE,
-    REPORT_JSON_FILE,
-    ExitCode,
-    Finished,
-    JobSpec,
-    Progressed,
-    Record,
-    Spec,
-)
-from service.engine import head as heads
+from service.contract import ExitCode, Finished, JobSpec, Progressed, Record, Spec
 from service.ingest import index as indexes
 from service.ops.logs import set_up_logging
 
@@ -72,17 +57,11 @@ class InstantLauncher:
         return InstantTrainer()
 
     def _write(self, spec: JobSpec, number: int) -> None:
-        out = Path(spec.out_dir)
         backbone = self._shared
         index_file = spec.data.index_file or spec.files[spec.data.index]
         head = near_empty_head(number, _classes(Path(index_file)))
         manifest = near_empty_manifest(backbone, head, spec.model, spec.job_id)
-        (out / BACKBONE_FILE).write_bytes(backbone)
-        heads.save(head, out / HEAD_FILE)
-        (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
-        (out / ANSWERS_FILE).write_bytes(b"")
-        (out / REPORT_JSON_FILE).write_text("{}")
-        (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
+        published.write(Path(spec.out_dir), head, manifest, backbone)
 
 
 def _classes(index: Path) -> tuple[str, ...]:

@@ -49,23 +49,29 @@ def publish(
     """Publishes each head as version 1 of its name; `backbone` where the folder has it not yet."""
     with opened(data_dir) as (database, _, models), tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
-        (out / ANSWERS_FILE).write_bytes(b"")
-        (out / REPORT_JSON_FILE).write_text("{}")
-        (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
-        if backbone is not None:
-            (out / BACKBONE_FILE).write_bytes(backbone)
         for name, head in named:
-            heads.save(head, out / HEAD_FILE)
             own = msgspec.structs.replace(manifest, model=name, job_id=f"published-{name}")
-            (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(own))
+            write(out, head, own, backbone)
             new = NewVersion(
                 model=ModelKey(DEFAULT_TENANT, name),
                 job_id=own.job_id,
                 stored=models.put_result(out),
             )
             (out / BACKBONE_FILE).unlink(missing_ok=True)
+            backbone = None
             with database.transaction() as connection:
                 models.publish(connection, new)
+
+
+def write(out: Path, head: Head, manifest: Manifest, backbone: bytes | None) -> None:
+    """Writes a job's result, as its trainer does; without a backbone on one that is known."""
+    if backbone is not None:
+        (out / BACKBONE_FILE).write_bytes(backbone)
+    heads.save(head, out / HEAD_FILE)
+    (out / MANIFEST_FILE).write_bytes(msgspec.json.encode(manifest))
+    (out / ANSWERS_FILE).write_bytes(b"")
+    (out / REPORT_JSON_FILE).write_text("{}")
+    (out / REPORT_HTML_FILE).write_text("<!doctype html><title>none</title>")
 
 
 @contextmanager

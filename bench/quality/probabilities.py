@@ -5,15 +5,23 @@ pooled answers are of different images and chance can be reckoned.
 """
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from bench.quality import frozen_job
 from bench.quality.document import Section, share
-from bench.quality.images import ImageSet, data_root, find
+from bench.quality.images import BACKBONE, ImageSet, LabelledFile, data_root, find
 from bench.quality.measuring import Measuring, Sets
+from service.contract import BACKBONE_FILE, HEAD_FILE, ImageSource, JobSpec, ModelBased
+from service.engine import head as heads
+from service.engine import preprocess
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime
+from trainer import train
 from trainer.arrays import Doubles, Ints
 
 BINS = 15
@@ -22,6 +30,7 @@ PER_CLASS: tuple[int | None, ...] = (None, 10)
 """Images of each class that a head learns from; None for two thirds of all."""
 _BLOCKS = 3
 _MOST_OF_A_SET = 1000
+_BATCH = 8
 _SIMULATED = 400
 
 
@@ -71,6 +80,50 @@ def ask(images: ImageSet, per_class: int | None, seed: int) -> list[Asked]:
     return answers
 
 
+def ask_network(
+    images: ImageSet, files: Sequence[LabelledFile], keep: Path, epochs: int | None
+) -> Asked:
+    """Trains a network on a third of the set's images, and asks it for the others.
+
+    `files` are the set's, in the same order. `epochs` None means as many as the recipe says.
+    """
+    order, block = blocks(images, 0)
+    learned, asked = order[block == 0], order[block != 0]
+    with tempfile.TemporaryDirectory(prefix="graft-quality-") as temporary:
+        folder = Path(temporary).resolve()
+        for place in learned:
+            data = files[place].read()
+            suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
+            path = folder / "data" / files[place].label / f"{place:06}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        spec = JobSpec(
+            job_id="quality",
+            model="quality",
+            data=ImageSource(folder=str(folder / "data")),
+            out_dir=str(folder / "out"),
+            method=ModelBased(epochs=epochs),
+            backbone=BACKBONE,
+            weights_dir=str(keep.resolve()),
+            provider="cpu",
+            # Nothing is held out: what is asked for tells.
+            validation_fraction=0.0,
+        )
+        manifest = train.run(spec, lambda _: None)
+        runtime = OnnxRuntime(Provider("cpu", "the same everywhere"), 1)
+        session = runtime.load((folder / "out" / BACKBONE_FILE).read_bytes)
+        head = heads.load((folder / "out" / HEAD_FILE).read_bytes())
+        rows = []
+        for start in range(0, len(asked), _BATCH):
+            some = [files[place].read() for place in asked[start : start + _BATCH]]
+            pixels = np.stack([preprocess.decode(data, manifest.decoding) for data in some])
+            rows.append(head.probabilities(session.run(pixels)))
+    p = np.concatenate(rows).astype(np.float64)
+    answered = np.array([images.classes.index(head.classes[k]) for k in p.argmax(axis=1)])
+    right = (answered == images.targets[asked]).astype(np.float64)
+    return Asked(images.name, None, p.max(axis=1), right, manifest.calibrated)
+
+
 def expected_error(probability: Doubles, right: Doubles, bins: int = BINS) -> float:
     """Returns the expected calibration error over bins of equal mass (Nguyen and O'Connor 2015).
 
@@ -93,15 +146,13 @@ def by_chance(probability: Doubles, seed: int = 0) -> tuple[float, float]:
 
 def run(measuring: Measuring, arguments: argparse.Namespace) -> Section:
     """Asks all sets, by heads that learned from many and from few images."""
-    from bench.quality import networks  # noqa: PLC0415 - which knows this module
-
     tasks = [(n, per_class, 0) for per_class in PER_CLASS for n in measuring.sets.whole]
     answers, _unasked = measuring.all(_asked, tasks)
     trained = []
     if arguments.networks:
         files = find(arguments.folder or data_root())
         trained = [
-            networks.ask(images, files[name], arguments.keep, arguments.epochs)
+            ask_network(images, files[name], arguments.keep, arguments.epochs)
             for name, images in measuring.sets.whole.items()
         ]
     return section([each for some in answers for each in some], trained)
