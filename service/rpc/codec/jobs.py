@@ -21,8 +21,6 @@ from service.rpc.codec.models import duration, measured_on, timestamp
 
 M = TypeVar("M", bound=Message)
 
-_LEVELS = {"info": pb.Note.LEVEL_INFO, "warning": pb.Note.LEVEL_WARNING}
-
 
 def state(number: int) -> JobState:
     """Reads a number of JobState; raises InvalidInput for one that names no state."""
@@ -109,7 +107,7 @@ def event(happened: JobEvent) -> pb.JobEvent:
                 )
             )
         case Note() as note:
-            message.note.CopyFrom(pb.Note(level=_LEVELS[note.level], text=note.text))
+            message.note.CopyFrom(pb.Note(level=f"LEVEL_{note.level.upper()}", text=note.text))
         case records.Published() as published:
             message.published.CopyFrom(_published(published))
     return message
