@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from graftml_stubs.v1 import (
@@ -116,13 +115,8 @@ class App:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._stack.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
 
     async def wait_failed(self) -> None:
         """Waits until a part that the service needs has failed; raises its error."""

@@ -111,69 +111,42 @@ _PREDICT: frozenset[Role] = frozenset({"predict", "admin"})
 _TRAIN: frozenset[Role] = frozenset({"train", "admin"})
 _ADMIN: frozenset[Role] = frozenset({"admin"})
 
-_SERVICES: Mapping[str, Mapping[str, frozenset[Role]]] = {
+_SERVICES: Mapping[str, Mapping[frozenset[Role], str]] = {
     "graft.v1.FineTuningService": {
-        "FineTune": _TRAIN,
-        "GetJob": _TRAIN,
-        "ListJobs": _TRAIN,
-        "WatchJob": _TRAIN,
-        "CancelJob": _TRAIN,
-        "DeleteJob": _TRAIN,
-        "RankBackbones": _TRAIN,
+        _TRAIN: "FineTune GetJob ListJobs WatchJob CancelJob DeleteJob RankBackbones",
     },
     "graft.v1.DatasetService": {
-        "UploadDataset": _TRAIN,
-        "GetDataset": _TRAIN,
-        "ListDatasets": _TRAIN,
-        "DeleteDataset": _TRAIN,
-        "AddImages": _TRAIN,
-        "RemoveImages": _TRAIN,
-        "RelabelImages": _TRAIN,
-        "ListImages": _TRAIN,
-        "EraseImage": _ADMIN,
+        _TRAIN: "UploadDataset GetDataset ListDatasets DeleteDataset AddImages RemoveImages "
+        "RelabelImages ListImages",
+        _ADMIN: "EraseImage",
     },
     "graft.v1.BackboneService": {
-        "RegisterBackbone": _ADMIN,
-        "ListBackbones": _TRAIN,
-        "DeleteBackbone": _ADMIN,
+        _TRAIN: "ListBackbones",
+        _ADMIN: "RegisterBackbone DeleteBackbone",
     },
-    "graft.v1.PredictionService": {"Predict": _PREDICT, "PredictStream": _PREDICT},
+    "graft.v1.PredictionService": {
+        _PREDICT: "Predict PredictStream",
+    },
     "graft.v1.ModelService": {
-        "GetModel": _ANY,
-        "ListModels": _ANY,
-        "DeleteModel": _ADMIN,
-        "GetVersion": _ANY,
-        "ListVersions": _ANY,
-        "DeleteVersion": _ADMIN,
-        "SetAlias": _TRAIN,
-        "DeleteAlias": _TRAIN,
-        "RollbackAlias": _TRAIN,
-        "PromoteVersion": _TRAIN,
-        "GetReport": _TRAIN,
-        "ExportModel": _TRAIN,
+        _ANY: "GetModel ListModels GetVersion ListVersions",
+        _TRAIN: "SetAlias DeleteAlias RollbackAlias PromoteVersion GetReport ExportModel",
+        _ADMIN: "DeleteModel DeleteVersion",
     },
     "inference.GRPCInferenceService": {
-        "ServerLive": _PREDICT,
-        "ServerReady": _PREDICT,
-        "ModelReady": _PREDICT,
-        "ServerMetadata": _PREDICT,
-        "ModelMetadata": _PREDICT,
-        "ModelInfer": _PREDICT,
-        "ModelStreamInfer": _PREDICT,
-        "ModelConfig": _PREDICT,
-        "ModelStatistics": _PREDICT,
-        "RepositoryIndex": _PREDICT,
-        "RepositoryModelLoad": _ADMIN,
-        "RepositoryModelUnload": _ADMIN,
+        _PREDICT: "ServerLive ServerReady ModelReady ServerMetadata ModelMetadata ModelInfer "
+        "ModelStreamInfer ModelConfig ModelStatistics RepositoryIndex",
+        _ADMIN: "RepositoryModelLoad RepositoryModelUnload",
     },
-    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": _ANY},
-    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _ANY},
+    "grpc.reflection.v1.ServerReflection": {_ANY: "ServerReflectionInfo"},
+    "grpc.reflection.v1alpha.ServerReflection": {_ANY: "ServerReflectionInfo"},
 }
+"""Names of methods by the roles of which any one is enough."""
 
 RULES: Mapping[str, frozenset[Role]] = {
     f"/{service}/{method}": roles
-    for service, methods in _SERVICES.items()
-    for method, roles in methods.items()
+    for service, methods_of in _SERVICES.items()
+    for roles, methods in methods_of.items()
+    for method in methods.split()
 }
 """The roles of which any one is enough, by full method, "/graft.v1.ModelService/GetModel"."""
 

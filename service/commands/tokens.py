@@ -6,7 +6,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -84,38 +85,38 @@ def _help(parser: argparse.ArgumentParser) -> int:
 
 def _create(given: argparse.Namespace) -> int:
     file = _file(given)
-
-    def create() -> None:
+    with _reported(file):
         made = tokens.make(given.tenant, given.role, given.id, given.expires_in or given.expires_on)
         if file is None:
             print(f"the token, shown only now:\n{made.secret}\n\nfor the access file:\n")
             print(made.lines, end="")
-            return
-        tokens.append(file, given.tenant, made.id, made.lines)
-        print(f"added {made.id} to {file}; the token, shown only now:", file=sys.stderr)
-        print(made.secret)
-
-    return _done(file, create)
+        else:
+            tokens.append(file, given.tenant, made.id, made.lines)
+            print(f"added {made.id} to {file}; the token, shown only now:", file=sys.stderr)
+            print(made.secret)
+    return command.EXIT_OK
 
 
 def _list(given: argparse.Namespace) -> int:
     file = _needed_file(given)
-    return _done(file, lambda: _show(tokens.listed(file), as_json=given.json))
+    with _reported(file):
+        _show(tokens.listed(file), as_json=given.json)
+    return command.EXIT_OK
 
 
 def _revoke(given: argparse.Namespace) -> int:
     file = _needed_file(given)
-
-    def revoke() -> None:
+    with _reported(file):
         tokens.revoke(file, given.id)
-        print(f"revoked {given.id}: a running server refuses it within seconds")
+    print(f"revoked {given.id}: a running server refuses it within seconds")
+    return command.EXIT_OK
 
-    return _done(file, revoke)
 
-
-def _done(file: Path | None, work: Callable[[], None]) -> int:
+@contextmanager
+def _reported(file: Path | None) -> Iterator[None]:
+    """Ends the command for what cannot be done with a file."""
     try:
-        work()
+        yield
     except (BadFile, InvalidInput) as error:
         raise command.Failed(error, command.EXIT_USAGE) from None
     except OSError as error:
@@ -123,7 +124,6 @@ def _done(file: Path | None, work: Callable[[], None]) -> int:
         raise command.Failed(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise command.Failed(f"{file}: {error}") from None
-    return command.EXIT_OK
 
 
 def _file(given: argparse.Namespace) -> Path | None:

@@ -138,11 +138,6 @@ class ProviderTable:
             known = None
         self._table = known or _Table(machine)
 
-    @property
-    def machine(self) -> Mapping[str, str]:
-        """Describes the machine that it is of."""
-        return self._table.machine
-
     def backbones(self) -> dict[str, Measured]:
         """Returns all that was measured, by the files' digests."""
         with self._lock:

@@ -50,33 +50,19 @@ Read = Callable[[], bytes]
 class Session(Protocol):
     """A backbone in memory."""
 
-    @property
-    def size(self) -> int:
-        """Side of the images that it takes, pixels."""
-
-    @property
-    def feature_dim(self) -> int:
-        """Number of features of an image."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes, about."""
-
-    @property
-    def precision(self) -> Precision:
-        """Precision that it computes in."""
-
-    @property
-    def made_for(self) -> Precision:
-        """Precision of its file, in which this machine may be unable to compute."""
-
-    @property
-    def max_batch(self) -> int:
-        """Largest batch that still pays."""
-
-    @property
-    def infer_s(self) -> float:
-        """Seconds that one core computes for an image, about."""
+    size: int
+    """Side of the images that it takes, pixels."""
+    feature_dim: int
+    nbytes: int
+    """Bytes that it takes, about."""
+    precision: Precision
+    """What it computes in."""
+    made_for: Precision
+    """Precision of its file, in which this machine may be unable to compute."""
+    max_batch: int
+    """Largest batch that still pays."""
+    infer_s: float
+    """Seconds that one core computes for an image, about."""
 
     def run(self, images: Pixels, cores: int = 0) -> Floats:
         """Computes features float32 [n, d] of uint8 [n, size, size, 3]. Thread-safe; blocks.

@@ -51,17 +51,14 @@ def main() -> int:
     except GraftError as error:
         child.send(Failed(reason=error.reason, message=error.message, field=error.field))
     except OSError as error:
-        if error.errno == errno.ENOMEM:
-            child.send(Failed(is_out_of_memory=True))
-        else:
-            child.send(Failed(errno=error.errno or 0, message=error.strerror or str(error)))
+        child.send(Failed(errno=error.errno or 0, message=error.strerror or str(error)))
     except MemoryError:
-        child.send(Failed(is_out_of_memory=True))
+        child.send(Failed(errno=errno.ENOMEM))
     except RuntimeError as error:
         # What Python says where there is no memory for a thread's stack.
         if "start new thread" not in str(error):
             raise
-        child.send(Failed(is_out_of_memory=True))
+        child.send(Failed(errno=errno.ENOMEM))
     return 0
 
 

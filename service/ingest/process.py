@@ -4,6 +4,7 @@ What a hostile file does to a decoder ends that process, and with it that datase
 Knows no database. Blocks; may be used by many threads.
 """
 
+import errno
 import signal
 import threading
 from collections import Counter
@@ -62,10 +63,9 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
     message: str = ""
     field: str = ""
     errno: int = 0
-    """The disk's error number; 0 where the disk is not at fault."""
+    """The system's error number, ENOMEM for memory; 0 where it is not at fault."""
     size_bytes: int = 0
     """Bytes that were unpacked when the room for them was used up; 0 otherwise."""
-    is_out_of_memory: bool = False
 
 
 Record = Progressed | Read | Failed
@@ -149,7 +149,7 @@ class ReaderProcesses:
             return InvalidInput(failed.reason, failed.message, field=failed.field)
         if failed.size_bytes:
             return OverRoom(failed.size_bytes)
-        if failed.is_out_of_memory:
+        if failed.errno == errno.ENOMEM:
             return self._too_large("")
         return OSError(failed.errno, failed.message)
 

@@ -284,33 +284,30 @@ class Attempts:
         pause after each try of which it is told the number; None means that it was
         stopped between two tries.
         """
-        outcome: Rejected | None = None
         # What was trained is not thrown away for a disk that is full for a while.
         give_up_s = time.monotonic() + self._settings.room_timeout_s
-        for tries in itertools.count():
+        tries = 0
+        while True:
             try:
                 return Succeeded(await self._publish(job, trained))
             except (Exhausted, Unavailable) as error:
                 if isinstance(error, BlobGone):
                     trained.stored = None
                 if error.reason not in PASSING or time.monotonic() > give_up_s:
-                    outcome = Rejected(error.reason, error.message)
-                    break
+                    return Rejected(error.reason, error.message)
                 log.exception("a result cannot be published yet", extra={"job_id": job.job_id})
             except GraftError as error:
-                outcome = Rejected(error.reason, error.message)
-                break
+                return Rejected(error.reason, error.message)
             except LeaseLost:
                 raise
             except Exception:
                 log.exception("a result could not be published", extra={"job_id": job.job_id})
-                outcome = unexpected(job)
-                break
+                return unexpected(job)
             if not is_stopped():
                 await pause(tries)
             if is_stopped():
-                break
-        return outcome
+                return None
+            tries += 1
 
     async def _publish(self, job: JobRecord, trained: Trained) -> JobRecord:
         if trained.ranked is not None:

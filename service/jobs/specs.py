@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -122,7 +122,6 @@ class Specs:
             ]
             if backbone == AUTO
             else [],
-            weights_dir=str(settings.weights_dir),
             validation_fraction=(
                 DEFAULT_VALIDATION_FRACTION
                 if request.validation_fraction is None
@@ -131,19 +130,14 @@ class Specs:
             outlier_false_alarm_rate=request.outlier_false_alarm_rate,
             grouping=request.grouping,
             previous_answers=self._previous_answers(request),
-            seed=request.seed or 0,
             time_budget_s=min(request.time_budget_s or planned_s, planned_s),
             asked_budget_s=request.time_budget_s and min(request.time_budget_s, planned_s),
             # What has no slot on the GPU must not find its own way there.
             device="cpu" if slot == "cpu" else request.device,
-            gpu=gpu,
-            threads=settings.trainer_threads,
-            provider=settings.provider,
             precision=(
                 request.serving_precision if is_precision_asked else _precision(settings, slot)
             ),
             is_precision_asked=is_precision_asked,
-            provider_table=str(settings.provider_table or ""),
             labels=request.labels,
             background=request.background_or_white,
             framing=request.framing,
@@ -158,10 +152,7 @@ class Specs:
             base_data=reading.bases(request),
             base_digest=request.base_digest,
             checkpoint_dir=str(checkpoint_dir),
-            feature_cache=str(settings.feature_cache or ""),
-            feature_cache_bytes=settings.feature_cache_bytes,
-            heartbeat_s=self._heartbeat_s,
-            feature_cache_owner=cache_owner(job.tenant),
+            **self._common(request, gpu),
         )
         return spec, sources
 
@@ -186,19 +177,26 @@ class Specs:
             backbones=named or all_available,
             work_dir=str(folder),
             only_available=not request.backbones,
-            weights_dir=str(settings.weights_dir),
             time_budget_s=request.time_budget_s or DEFAULT_RANKING_S,
-            seed=request.seed or 0,
-            gpu=gpu,
-            threads=settings.trainer_threads,
-            provider=settings.provider,
             precision=settings.precision,
-            provider_table=str(settings.provider_table or ""),
-            feature_cache=str(settings.feature_cache or ""),
-            feature_cache_bytes=settings.feature_cache_bytes,
-            feature_cache_owner=cache_owner(request.tenant),
-            heartbeat_s=self._heartbeat_s,
+            **self._common(request, gpu),
         )
+
+    def _common(self, request: JobRequest | RankRequest, gpu: str) -> dict[str, Any]:
+        """Returns the fields that say with what a trainer computes, and where it keeps what."""
+        settings = self._settings
+        return {
+            "weights_dir": str(settings.weights_dir),
+            "seed": request.seed or 0,
+            "gpu": gpu,
+            "threads": settings.trainer_threads,
+            "provider": settings.provider,
+            "provider_table": str(settings.provider_table or ""),
+            "feature_cache": str(settings.feature_cache or ""),
+            "feature_cache_bytes": settings.feature_cache_bytes,
+            "feature_cache_owner": cache_owner(request.tenant),
+            "heartbeat_s": self._heartbeat_s,
+        }
 
     def _incumbent(self, request: JobRequest) -> Incumbent | None:
         gate = request.gate

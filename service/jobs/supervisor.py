@@ -11,7 +11,6 @@ unfinished jobs back.
 """
 
 import asyncio
-import itertools
 import logging
 import shutil
 from collections.abc import Callable
@@ -387,7 +386,8 @@ class Supervisor:
     async def _save(self, save: Callable[[], JobRecord]) -> JobRecord:
         # On a full disk the outcome waits for room; on the way out the job is left to whoever
         # reaps it.
-        for tries in itertools.count():
+        tries = 0
+        while True:
             try:
                 return await asyncio.to_thread(save)
             except (Exhausted, Unavailable) as error:
@@ -395,7 +395,7 @@ class Supervisor:
                     raise
                 log.exception("a job's outcome cannot be saved yet")
             await self._pause(tries)
-        raise AssertionError("it counts for ever")
+            tries += 1
 
     async def _pause(self, tries: int) -> None:
         with suppress(TimeoutError):

@@ -18,12 +18,6 @@ from service.storage import pagination
 from service.storage.backbone_rows import RegisteredBackbone
 from service.storage.registered import BackboneStore, BackboneUpload, Description
 
-_SOURCES = {
-    "package": pb.BACKBONE_SOURCE_PACKAGE,
-    "torchvision": pb.BACKBONE_SOURCE_TORCHVISION,
-    "timm": pb.BACKBONE_SOURCE_TIMM,
-}
-
 
 class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
     """Stores feature extractors, as backbone.proto says."""
@@ -84,7 +78,7 @@ class BackboneServicer(backbone_pb2_grpc.BackboneServiceServicer):
         weights = row.weights_name("")
         return pb.Backbone(
             name=row.name,
-            source=_SOURCES[row.source],
+            source=f"BACKBONE_SOURCE_{row.source.upper()}",
             size=row.size,
             feature_dim=row.width,
             licence=row.licence,

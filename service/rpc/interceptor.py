@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class CallContext:
     """One call, from its arrival in the task that serves it."""
 
-    def __init__(self, method: str, context: Context, calls: Calls) -> None:
+    def __init__(self, method: str, context: Context, calls: Calls, audit: Audit) -> None:
         """Begins the account: counts the call as active and sets its id for log lines."""
         self.method = method
         self.context = context
@@ -62,6 +62,7 @@ class CallContext:
         # Read now: a context that is collected while the process ends may not be asked.
         self._peer = context.peer()
         self._calls = calls
+        self._audit = audit
         self._started = time.monotonic()
         given = dict(self.metadata).get(REQUEST_ID_KEY, "")
         fits = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
@@ -70,19 +71,19 @@ class CallContext:
         calls.active.inc()
         context.set_trailing_metadata(((REQUEST_ID_KEY, self.request_id),))
 
-    def refused(self, error: GraftError, audit: Audit) -> None:
+    def refused(self, error: GraftError) -> None:
         """Writes into the audit log that the call was refused."""
-        audit.refused(
+        self._audit.refused(
             self.method, error, self.metadata, request_id=self.request_id, peer=self._peer
         )
 
-    def ended(self, code: grpc.StatusCode, audit: Audit, message: str = "") -> None:
+    def ended(self, code: grpc.StatusCode, message: str = "") -> None:
         """Closes the account: metrics, the audit log and the log."""
         seconds = time.monotonic() - self._started
         self._calls.active.dec()
         self._calls.ended(code.name)
         self._calls.seconds.observe(seconds)
-        audit.ended(
+        self._audit.ended(
             self.method,
             self.principal,
             code,
@@ -143,7 +144,7 @@ class Interceptor(aio.ServerInterceptor):
         finally:
             self._long_calls.discard(call)
         code = call.context.code() or grpc.StatusCode.OK
-        call.ended(code, self._audit)
+        call.ended(code)
         return call.response
 
     def _authenticate(self, call: CallContext) -> str | None:
@@ -155,7 +156,7 @@ class Interceptor(aio.ServerInterceptor):
         try:
             call.principal = self._authenticator.admit(call.method, call.metadata)
         except GraftError as error:
-            call.refused(error, self._audit)
+            call.refused(error)
             raise
         principal.enter(call.principal)
         return call.principal.tenant if self._authenticator.is_shared else None
@@ -212,14 +213,14 @@ class Interceptor(aio.ServerInterceptor):
             if call.task is not None:
                 call.task.uncancel()
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            call.ended(grpc.StatusCode.CANCELLED, self._audit)
+            call.ended(grpc.StatusCode.CANCELLED)
             return
         if isinstance(error, aio.AbortError):
-            call.ended(call.context.code(), self._audit)
+            call.ended(call.context.code())
             return
         answer = status.from_error(error)
         code = status.code_of(answer)
-        call.ended(code, self._audit, answer.message)
+        call.ended(code, answer.message)
         details = (status.DETAILS_KEY, answer.SerializeToString())
         try:
             async with asyncio.timeout(_STATUS_TIMEOUT_S):
@@ -249,7 +250,7 @@ class Interceptor(aio.ServerInterceptor):
         # On the wire a single request is a stream of one. It is read in here, so that a call is
         # authenticated and admitted before its message is taken.
         async def handle(_: object, context: Context) -> Any:
-            return await self._onion(CallContext(method, context, calls), serve)
+            return await self._onion(CallContext(method, context, calls, self._audit), serve)
 
         make = (
             grpc.stream_stream_rpc_method_handler
@@ -289,7 +290,7 @@ class Interceptor(aio.ServerInterceptor):
         except GraftError as error:
             if call.revoked is None:
                 call.revoked = error
-                call.refused(error, self._audit)
+                call.refused(error)
             raise
 
     @contextmanager

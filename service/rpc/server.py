@@ -11,14 +11,15 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from graftml_stubs.v1 import backbone_pb2, dataset_pb2, fine_tuning_pb2, model_pb2, prediction_pb2
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from service.auth.audit import Audit
 from service.auth.authenticator import Authenticator
 from service.ops.metrics import Metrics
-from service.rpc import reflection
 from service.rpc.admission import CallLimits
 from service.rpc.interceptor import Interceptor
 from service.rpc.open_inference import grpc_predict_v2_pb2
@@ -35,6 +36,8 @@ SERVICES: Mapping[str, str] = {
     )
 }
 """Maps full names of the services that the server answers to their names."""
+
+REFLECTION = (reflection.SERVICE_NAME, reflection.SERVICE_NAME.replace("v1alpha", "v1"))
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -114,7 +117,7 @@ class RpcServer:
         self.is_serving = False
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.register((*SERVICES, health.SERVICE_NAME), self._server)
+        _reflect((*SERVICES, health.SERVICE_NAME), self._server)
 
     async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Listens, with TLS where there are credentials; returns the port.
@@ -162,6 +165,29 @@ class RpcServer:
                     await asyncio.sleep(_LAST_REFUSALS_S)
         await self._server.stop(_LAST_ANSWERS_S)
         self._interceptor.shutdown()
+
+
+def _reflect(names: tuple[str, ...], server: aio.Server) -> None:
+    """Lists services and describes their messages, as `grpc.reflection.v1` and `v1alpha`.
+
+    The library has `v1alpha` alone. `v1` is the same under another name, byte for byte; newer
+    clients ask for nothing else.
+    """
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    text = text_format.MessageToString(file).replace("v1alpha", "v1")
+    described = text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
+    descriptor_pool.Default().AddSerializedFile(described.SerializeToString())
+    servicer = reflection.aio.ReflectionServicer((*names, *REFLECTION))
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    methods = {"ServerReflectionInfo": method}
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(name, methods) for name in REFLECTION]
+    )
 
 
 def _why_not(address: str) -> str:

@@ -17,7 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -77,25 +77,19 @@ class Database:
         self._after_commit: list[Callable[[], None]] = []
         self._is_closed = False
         self._is_damaged = False
-        try:
-            with self._damage_reported():
-                self._writer = self._connect()
-                try:
-                    _check(self._writer)
-                    known = _shipped() if scripts is None else scripts
-                    if not _is_made_by(self._writer, known):
-                        raise Internal(
-                            Reason.INTERNAL,
-                            f"the data folder {folder} was made by another version of Graft: "
-                            "start that version, or give this one a folder of its own",
-                        )
-                    _migrate(self._writer, known)
-                except BaseException:
-                    self._writer.close()
-                    raise
-        except BaseException:
-            self._unlock()
-            raise
+        with ExitStack() as opened, self._damage_reported():
+            opened.callback(self._unlock)
+            self._writer = opened.enter_context(closing(self._connect()))
+            _check(self._writer)
+            known = _shipped() if scripts is None else scripts
+            if not _is_made_by(self._writer, known):
+                raise Internal(
+                    Reason.INTERNAL,
+                    f"the data folder {folder} was made by another version of Graft: start that "
+                    "version, or give this one a folder of its own",
+                )
+            _migrate(self._writer, known)
+            opened.pop_all()
 
     @contextmanager
     def transaction(self, scope: str = "") -> Iterator[Connection]:

@@ -14,8 +14,7 @@ from threadpoolctl import threadpool_info
 from service.app import App
 from service.config import Config
 from service.errors import Unavailable
-from service.rpc import reflection
-from service.rpc.server import SERVICES
+from service.rpc.server import REFLECTION, SERVICES
 from tests.rpc.conftest import GUARD_S, HANG, MakeService, Service, close, colours, refusal
 
 
@@ -45,7 +44,7 @@ async def test_health_can_be_watched(service: Service) -> None:
     call.cancel()
 
 
-@pytest.mark.parametrize("name", reflection.SERVICES)
+@pytest.mark.parametrize("name", REFLECTION)
 async def test_reflection_lists_every_service_and_describes_each(
     service: Service, name: str
 ) -> None:
@@ -57,7 +56,7 @@ async def test_reflection_lists_every_service_and_describes_each(
     await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     answer = await call.read()
     names = {found.name for found in answer.list_services_response.service}
-    assert names == {*SERVICES, *reflection.SERVICES, "grpc.health.v1.Health"}
+    assert names == {*SERVICES, *REFLECTION, "grpc.health.v1.Health"}
     for described in sorted(names):
         await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=described))
         files = (await call.read()).file_descriptor_response.file_descriptor_proto

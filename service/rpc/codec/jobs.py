@@ -1,9 +1,11 @@
 """Jobs and their events as messages."""
 
 import time
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import status_pb2
 from graftml_stubs.v1 import fine_tuning_pb2 as pb
 
@@ -17,7 +19,7 @@ from service.rpc import status
 from service.rpc.codec.datasets import class_counts, read_summary
 from service.rpc.codec.models import duration, measured_on, timestamp
 
-_LEVELS = {"info": pb.Note.LEVEL_INFO, "warning": pb.Note.LEVEL_WARNING}
+M = TypeVar("M", bound=Message)
 
 
 def state(number: int) -> JobState:
@@ -65,7 +67,7 @@ def _job(record: JobRecord) -> pb.Job:
         error=_error(record.error_reason, record.error_message),
         last_sequence=record.last_sequence,
         progress=(
-            _progress(record.progress)
+            _by_name(record.progress, pb.Progress)
             if record.progress and record.state is JobState.RUNNING
             else None
         ),
@@ -79,19 +81,7 @@ def _job(record: JobRecord) -> pb.Job:
 
 def _ranking(ranked: BackbonesRanked) -> pb.Ranking:
     return pb.Ranking(
-        backbones=[
-            pb.RankedBackbone(
-                backbone=row.backbone,
-                weights=row.weights,
-                weights_licence=row.weights_licence,
-                log_loss=row.log_loss,
-                log_me=row.log_me,
-                image_ms=row.image_ms,
-                feature_dim=row.feature_dim,
-                problem=row.problem,
-            )
-            for row in ranked.ranking
-        ],
+        backbones=[_by_name(row, pb.RankedBackbone) for row in ranked.ranking],
         explanation=ranked.explanation,
         image_count=ranked.images,
     )
@@ -105,9 +95,9 @@ def event(happened: JobEvent) -> pb.JobEvent:
             if error := _error(change.reason, change.message):
                 message.state_change.error.CopyFrom(error)
         case Progressed() as progress:
-            message.progress.CopyFrom(_progress(progress))
+            message.progress.CopyFrom(_by_name(progress, pb.Progress))
         case EpochEnded() as epoch:
-            message.epoch.CopyFrom(_epoch(epoch))
+            message.epoch.CopyFrom(_by_name(epoch, pb.EpochMetrics))
         case DataFound() as data:
             message.data.CopyFrom(
                 pb.DataSummary(
@@ -117,7 +107,7 @@ def event(happened: JobEvent) -> pb.JobEvent:
                 )
             )
         case Note() as note:
-            message.note.CopyFrom(pb.Note(level=_LEVELS[note.level], text=note.text))
+            message.note.CopyFrom(pb.Note(level=f"LEVEL_{note.level.upper()}", text=note.text))
         case records.Published() as published:
             message.published.CopyFrom(_published(published))
     return message
@@ -140,31 +130,14 @@ def _published(published: records.Published) -> pb.VersionPublished:
     return message
 
 
-def _epoch(epoch: EpochEnded) -> pb.EpochMetrics:
-    return pb.EpochMetrics(
-        epoch=epoch.epoch,
-        epochs=epoch.epochs,
-        train_loss=epoch.train_loss,
-        train_accuracy=epoch.train_accuracy,
-        validation_loss=epoch.validation_loss,
-        validation_accuracy=epoch.validation_accuracy,
-        images_per_second=epoch.images_per_second,
-        eta=duration(epoch.eta_s),
-        learning_rate=epoch.learning_rate,
-    )
-
-
-def _progress(progress: Progressed) -> pb.Progress:
-    remaining_s = progress.remaining_s
-    return pb.Progress(
-        stage=progress.stage,
-        fraction=progress.fraction,
-        detail=progress.detail,
-        elapsed=duration(progress.elapsed_s),
-        remaining=None if remaining_s is None else duration(remaining_s),
-        step=progress.step,
-        steps=progress.steps,
-    )
+def _by_name(given: msgspec.Struct, kind: type[M]) -> M:
+    """Converts what names its fields as the message does; a duration's name ends in its unit."""
+    seconds = {
+        field.name: getattr(given, f"{field.name}_s", None) for field in kind.DESCRIPTOR.fields
+    }
+    durations = {name: duration(value) for name, value in seconds.items() if value is not None}
+    others = {name: getattr(given, name, None) for name in seconds.keys() - durations.keys()}
+    return kind(**others, **durations)
 
 
 def _elapsed(record: JobRecord) -> Duration | None:

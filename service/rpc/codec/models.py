@@ -13,16 +13,6 @@ from service.storage.version_rows import ModelRecord, VersionRecord
 
 _LONGEST_S = 315_576_000_000
 """The longest Duration, 10 000 years, as duration.proto has it."""
-_METHODS = {
-    "feature_based": pb.TRANSFER_METHOD_FEATURE_BASED,
-    "model_based": pb.TRANSFER_METHOD_MODEL_BASED,
-    "domain_adaptation": pb.TRANSFER_METHOD_DOMAIN_ADAPTATION,
-}
-_VERDICTS = {
-    "passed": pb.GATE_VERDICT_PASSED,
-    "failed": pb.GATE_VERDICT_FAILED,
-    "undecided": pb.GATE_VERDICT_UNDECIDED,
-}
 
 
 def timestamp(seconds: float | None) -> Timestamp | None:
@@ -59,7 +49,7 @@ def version(record: VersionRecord, manifest: Manifest) -> pb.Version:
         version=record.version,
         job_id=record.job_id,
         create_time=timestamp(record.create_time_s),
-        method=_METHODS.get(manifest.method, pb.TRANSFER_METHOD_UNSPECIFIED),
+        method=f"TRANSFER_METHOD_{manifest.method.upper()}",
         backbone=manifest.backbone,
         weights=manifest.weights,
         weights_licence=manifest.weights_licence,
@@ -108,7 +98,7 @@ def _figure(figure: Figure) -> pb.Figure:
 def _gate_check(check: GateCheck) -> pb.GateCheck:
     return pb.GateCheck(
         name=check.name,
-        verdict=_VERDICTS[check.verdict],
+        verdict=f"GATE_VERDICT_{check.verdict.upper()}",
         passed=check.passed,
         value=check.value,
         bound=check.bound,

@@ -8,9 +8,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from service.auth.principal import EVERYBODY, RULES, Principal, check_role, is_change
 from service.errors import NotAllowed, Reason
-from service.rpc import reflection
 from service.rpc.open_inference import grpc_predict_v2_pb2
-from service.rpc.server import SERVICES
+from service.rpc.server import REFLECTION, SERVICES
 
 
 def methods_of(*files: FileDescriptor) -> set[str]:
@@ -33,14 +32,14 @@ def test_every_method_that_the_server_answers_has_a_rule_and_none_has_one_for_no
     )
     answered |= {
         f"/{service}/{method.rpartition('/')[2]}"
-        for service in reflection.SERVICES
+        for service in REFLECTION
         for method in methods_of(reflection_pb2.DESCRIPTOR)
     }
     assert set(RULES) == answered
     # What the server says that it answers, and no service besides.
     assert {method.split("/")[1] for method in answered} == {
         *SERVICES,
-        *reflection.SERVICES,
+        *REFLECTION,
     }
     assert not any(health.SERVICE_NAME in method for method in RULES)
 
