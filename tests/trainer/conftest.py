@@ -1,7 +1,9 @@
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -9,13 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service import prepared
 from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
+    DEFAULT_BACKBONE,
     HEAD_FILE,
     MANIFEST_FILE,
     REFERENCE_FILE,
     ExportedBackbone,
+    ExportSpec,
     FeatureBased,
     ImageSource,
     Incumbent,
@@ -27,6 +32,8 @@ from service.contract import (
     form_name,
 )
 from service.domain import LeftOutReason, ReadSummary
+from service.ingest.backbone_process import Asked, BackboneChecks
+from tests.extractors import MEAN, SIZE, STD, layered, write
 from trainer.job import FLOAT_FILE
 
 GUARD_S = 600.0
@@ -109,6 +116,54 @@ def make_spec(tmp_path: Path) -> MakeSpec:
         return JobSpec(**{**fields, **changes})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def registered_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of three layers, as the service keeps it when somebody registers it."""
+    folder = tmp_path_factory.mktemp("registered")
+    given, file = write(folder / "given.onnx", layered()), folder / "kept.onnx"
+    asked = Asked(size=SIZE, mean=MEAN, std=STD)
+    BackboneChecks(os.environ).check(given, file, asked, lambda: None)
+    return file
+
+
+def registered(file: Path) -> dict[str, object]:
+    """A registered backbone as a spec names it, and its file."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    weights = f"sha256:{digest[:16]}"
+    return {
+        "backbone": "onnx/tiny",
+        "weights": weights,
+        "exported": [ExportedBackbone(weights, digest, "MIT")],
+        "files": {digest: str(file)},
+    }
+
+
+@pytest.fixture(scope="session")
+def default_forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The forms of the default backbone as a spec names them, and their files.
+
+    Those that this environment keeps of these sources; else they are made and kept in it.
+    """
+    folder = prepared.environment_folder()
+    found = prepared.find(folder, DEFAULT_BACKBONE)
+    if found is None:
+        from trainer import export
+
+        out = tmp_path_factory.mktemp("default")
+        spec = ExportSpec(
+            backbone=DEFAULT_BACKBONE, out_dir=str(out), weights_dir=str(out), precision="auto"
+        )
+        found = export.run(spec), out
+        if prepared.is_own_environment():
+            with suppress(OSError):
+                prepared.keep(folder, DEFAULT_BACKBONE, found[0], out)
+    exported, kept = found
+    files = {form.digest: str(kept / f"{form.digest}.onnx") for form in exported.forms}
+    (reference,) = (form.reference for form in exported.forms if form.reference)
+    files[reference] = str(kept / REFERENCE_FILE)
+    return {"exported": exported.forms, "files": files}
 
 
 def incumbent(out: Path, manifest: Manifest, **changes: object) -> dict[str, object]:
