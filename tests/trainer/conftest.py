@@ -2,9 +2,10 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -55,14 +56,15 @@ class Refused:
 sys.meta_path.insert(0, Refused())
 import msgspec
 from pathlib import Path
+from typing import Any
 from service.contract import JobSpec, RankSpec, encode
 from trainer import ranking, train
-told = Path(sys.argv[1]).read_bytes()
-try:
-    train.run(msgspec.json.decode(told, type=JobSpec), lambda record: None)
-except msgspec.ValidationError:
-    ranked = ranking.rank(msgspec.json.decode(told, type=RankSpec), lambda record: None)
-    sys.stdout.buffer.write(encode(ranked))
+for told in Path(sys.argv[1]).read_bytes().splitlines():
+    try:
+        train.run(msgspec.json.decode(told, type=JobSpec), lambda record: None)
+    except msgspec.ValidationError:
+        ranked = ranking.rank(msgspec.json.decode(told, type=RankSpec), lambda record: None)
+        sys.stdout.buffer.write(encode(ranked))
 """
 
 
@@ -128,7 +130,7 @@ def registered_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def registered(file: Path) -> dict[str, object]:
+def registered(file: Path) -> dict[str, Any]:
     """A registered backbone as a spec names it, and its file."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     weights = f"sha256:{digest[:16]}"
@@ -141,7 +143,7 @@ def registered(file: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
-def default_forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def default_forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The forms of the default backbone as a spec names them, and their files.
 
     Those that this environment keeps of these sources; else they are made and kept in it.
@@ -196,10 +198,10 @@ def exported_of(manifest: Manifest, out: Path) -> dict[str, object]:
     return {"exported": known, "files": files}
 
 
-def without_torch(spec: JobSpec | RankSpec, tmp_path: Path, *refused: str) -> str:
-    """Runs a job or a ranking where PyTorch cannot be imported; returns what it printed."""
+def without_torch(specs: Sequence[JobSpec | RankSpec], tmp_path: Path, *refused: str) -> str:
+    """Runs jobs and rankings where PyTorch cannot be imported; returns what they printed."""
     file = tmp_path / "spec.json"
-    file.write_bytes(encode(spec))
+    file.write_bytes(b"\n".join(map(encode, specs)))
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(file), *refused],
         capture_output=True,
@@ -212,7 +214,12 @@ def without_torch(spec: JobSpec | RankSpec, tmp_path: Path, *refused: str) -> st
 
 
 def made_without_torch(spec: JobSpec, tmp_path: Path, *refused: str) -> Manifest:
-    without_torch(spec, tmp_path, *refused)
+    without_torch([spec], tmp_path, *refused)
+    return manifest_of(spec)
+
+
+def manifest_of(spec: JobSpec) -> Manifest:
+    """Reads what a job that was done left."""
     return msgspec.json.decode((Path(spec.out_dir) / MANIFEST_FILE).read_bytes(), type=Manifest)
 
 
