@@ -1,21 +1,27 @@
 import hashlib
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from service import prepared
 from service.contract import (
     ANSWERS_FILE,
     BACKBONE_FILE,
+    DEFAULT_BACKBONE,
     HEAD_FILE,
     MANIFEST_FILE,
     REFERENCE_FILE,
     ExportedBackbone,
+    ExportSpec,
     FeatureBased,
     ImageSource,
     Incumbent,
@@ -27,6 +33,8 @@ from service.contract import (
     form_name,
 )
 from service.domain import LeftOutReason, ReadSummary
+from service.ingest.backbone_process import Asked, BackboneChecks
+from tests.extractors import MEAN, SIZE, STD, layered, write
 from trainer.job import FLOAT_FILE
 
 GUARD_S = 600.0
@@ -48,14 +56,15 @@ class Refused:
 sys.meta_path.insert(0, Refused())
 import msgspec
 from pathlib import Path
+from typing import Any
 from service.contract import JobSpec, RankSpec, encode
 from trainer import ranking, train
-told = Path(sys.argv[1]).read_bytes()
-try:
-    train.run(msgspec.json.decode(told, type=JobSpec), lambda record: None)
-except msgspec.ValidationError:
-    ranked = ranking.rank(msgspec.json.decode(told, type=RankSpec), lambda record: None)
-    sys.stdout.buffer.write(encode(ranked))
+for told in Path(sys.argv[1]).read_bytes().splitlines():
+    try:
+        train.run(msgspec.json.decode(told, type=JobSpec), lambda record: None)
+    except msgspec.ValidationError:
+        ranked = ranking.rank(msgspec.json.decode(told, type=RankSpec), lambda record: None)
+        sys.stdout.buffer.write(encode(ranked))
 """
 
 
@@ -111,6 +120,54 @@ def make_spec(tmp_path: Path) -> MakeSpec:
     return make
 
 
+@pytest.fixture(scope="session")
+def registered_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of three layers, as the service keeps it when somebody registers it."""
+    folder = tmp_path_factory.mktemp("registered")
+    given, file = write(folder / "given.onnx", layered()), folder / "kept.onnx"
+    asked = Asked(size=SIZE, mean=MEAN, std=STD)
+    BackboneChecks(os.environ).check(given, file, asked, lambda: None)
+    return file
+
+
+def registered(file: Path) -> dict[str, Any]:
+    """A registered backbone as a spec names it, and its file."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    weights = f"sha256:{digest[:16]}"
+    return {
+        "backbone": "onnx/tiny",
+        "weights": weights,
+        "exported": [ExportedBackbone(weights, digest, "MIT")],
+        "files": {digest: str(file)},
+    }
+
+
+@pytest.fixture(scope="session")
+def default_forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The forms of the default backbone as a spec names them, and their files.
+
+    Those that this environment keeps of these sources; else they are made and kept in it.
+    """
+    folder = prepared.environment_folder()
+    found = prepared.find(folder, DEFAULT_BACKBONE)
+    if found is None:
+        from trainer import export
+
+        out = tmp_path_factory.mktemp("default")
+        spec = ExportSpec(
+            backbone=DEFAULT_BACKBONE, out_dir=str(out), weights_dir=str(out), precision="auto"
+        )
+        found = export.run(spec), out
+        if prepared.is_own_environment():
+            with suppress(OSError):
+                prepared.keep(folder, DEFAULT_BACKBONE, found[0], out)
+    exported, kept = found
+    files = {form.digest: str(kept / f"{form.digest}.onnx") for form in exported.forms}
+    (reference,) = (form.reference for form in exported.forms if form.reference)
+    files[reference] = str(kept / REFERENCE_FILE)
+    return {"exported": exported.forms, "files": files}
+
+
 def incumbent(out: Path, manifest: Manifest, **changes: object) -> dict[str, object]:
     """A version as a spec names it, and its files on this machine."""
     named = {
@@ -141,10 +198,10 @@ def exported_of(manifest: Manifest, out: Path) -> dict[str, object]:
     return {"exported": known, "files": files}
 
 
-def without_torch(spec: JobSpec | RankSpec, tmp_path: Path, *refused: str) -> str:
-    """Runs a job or a ranking where PyTorch cannot be imported; returns what it printed."""
+def without_torch(specs: Sequence[JobSpec | RankSpec], tmp_path: Path, *refused: str) -> str:
+    """Runs jobs and rankings where PyTorch cannot be imported; returns what they printed."""
     file = tmp_path / "spec.json"
-    file.write_bytes(encode(spec))
+    file.write_bytes(b"\n".join(map(encode, specs)))
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(file), *refused],
         capture_output=True,
@@ -157,7 +214,12 @@ def without_torch(spec: JobSpec | RankSpec, tmp_path: Path, *refused: str) -> st
 
 
 def made_without_torch(spec: JobSpec, tmp_path: Path, *refused: str) -> Manifest:
-    without_torch(spec, tmp_path, *refused)
+    without_torch([spec], tmp_path, *refused)
+    return manifest_of(spec)
+
+
+def manifest_of(spec: JobSpec) -> Manifest:
+    """Reads what a job that was done left."""
     return msgspec.json.decode((Path(spec.out_dir) / MANIFEST_FILE).read_bytes(), type=Manifest)
 
 

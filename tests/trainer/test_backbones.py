@@ -39,14 +39,11 @@ def images(n: int = 3, size: int = 224) -> np.ndarray:
     ("name", "blocks", "stages"),
     [
         ("resnet18", [512, 64, 128, 256], ("stem", "layer1", "layer2", "layer3", "layer4")),
-        ("resnet50", [2048, 256, 512, 1024], ("stem", "layer1", "layer2", "layer3", "layer4")),
-        *(
-            (
-                f"efficientnet_lite{n}",
-                [1280, 720, 1248, 1248] if n == 2 else [1280, 672, 1152, 1152],
-                ("stem", *(f"stage{i}" for i in range(1, 8)), "top"),
-            )
-            for n in range(3)
+        # Of another size. The default's export is checked whenever it is prepared.
+        (
+            "efficientnet_lite2",
+            [1280, 720, 1248, 1248],
+            ("stem", *(f"stage{i}" for i in range(1, 8)), "top"),
         ),
     ],
 )
@@ -243,14 +240,14 @@ def test_the_packages_weights_tell_ants_from_bees_as_they_did_in_imagenet(
     classes = {"ants": 310, "bees": 309}
     rights, pairs = [], []
     for label, place in classes.items():
-        photos = sorted((folder / label).iterdir())[:20]
+        photos = sorted((folder / label).iterdir())[:8]
         decoding = ImageDecoding(size=backbone.size)
         pixels = np.stack([preprocess.decode(photo.read_bytes(), decoding) for photo in photos])
         features = export.torch_features(backbone, pixels)[:, : backbone.feature_dim]
         logits = features @ top.weight.T + top.bias
         rights += list(logits.argmax(axis=1) == place)
         pairs += list(logits[:, place] == logits[:, list(classes.values())].max(axis=1))
-    # 83 to 89 % and 97 to 99 % of all 153.
+    # 83 to 89 % and 97 to 99 % of all 153; by chance one of a thousand and a half.
     assert np.mean(rights) > 0.6
     assert np.mean(pairs) > 0.9
 

@@ -185,8 +185,8 @@ def test_a_backbone_of_another_size_is_served_at_its_own(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
     folder = make_folder(per_class=8)
-    spec = make_spec(folder, backbone="efficientnet_lite1", weights="random")
+    spec = make_spec(folder, backbone="timm/test_resnet", weights="random")
     manifest = run(spec, told.append)
-    assert manifest.decoding.size == 240
+    assert manifest.decoding.size == 160
     served = onnxruntime.InferenceSession(str(tmp_path / "out" / BACKBONE_FILE))
-    assert served.get_inputs()[0].shape[1:] == [240, 240, 3]
+    assert served.get_inputs()[0].shape[1:] == [160, 160, 3]

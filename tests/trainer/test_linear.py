@@ -107,20 +107,20 @@ def test_two_images_a_class_are_each_answered_by_the_other() -> None:
     assert p.max(axis=1).mean() == pytest.approx(right, abs=0.25)
 
 
-def test_a_thousand_classes_get_probabilities_that_are_right() -> None:
+def test_many_classes_get_probabilities_that_are_right() -> None:
     rng = np.random.default_rng(0)
-    classes = 1000
+    classes = 250
     centres = rng.normal(0, 1, (classes, 64))
     targets = np.repeat(np.arange(classes), 4)
     # A fifth of the variance lies between the classes.
     features = (centres[targets] + rng.normal(0, 2, (len(targets), 64))).astype(np.float32)
     fitted = linear.fit(features, targets, classes, None, seed=0)
-    asked = np.arange(classes)
-    p = probabilities(fitted, centres + rng.normal(0, 2, centres.shape))
+    asked = np.repeat(np.arange(classes), 4)
+    p = probabilities(fitted, centres[asked] + rng.normal(0, 2, (len(asked), 64)))
     right = (p.argmax(axis=1) == asked).mean()
     assert right > 0.2
     assert p.max(axis=1).mean() == pytest.approx(right, abs=0.06)
-    assert -np.log(p[asked, asked]).mean() < np.log(classes) / 1.5
+    assert -np.log(p[np.arange(len(asked)), asked]).mean() < np.log(classes) / 1.5
     assert fitted.cross_validated_loss is not None
     assert fitted.cross_validated_loss < np.log(classes) / 1.5
 

@@ -3,11 +3,14 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import nn
 
 from service.contract import (
     BACKBONE_FILE,
@@ -21,6 +24,7 @@ from service.contract import (
     Manifest,
     ModelBased,
     Note,
+    form_name,
 )
 from service.domain import DEFAULT_DECODING, Decision
 from service.engine import export as exporting
@@ -31,13 +35,13 @@ from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime, precision_of
 from service.ingest.backbone_process import Asked, BackboneChecks
 from service.quantisation import QuantisationCost
-from tests.extractors import MEAN, SIZE, STD, extractor, layered, write
-from tests.trainer.conftest import MakeFolder, MakeSpec, Told
+from tests.extractors import MEAN, SIZE, STD, extractor, write
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told, registered
+from tests.trainer.small_network import HALF
 from trainer import (
     backbone_file,
     backbones,
     calibration_images,
-    export,
     quantisation_cost,
     quantise,
     train,
@@ -48,35 +52,18 @@ from trainer.quantisation_cost import Answers, Times
 from trainer.weights import Weights
 
 
-def kept(model: onnx.ModelProto, folder: Path) -> Path:
-    """Writes a backbone's file in fp32 as the service keeps it."""
-    file = folder / "kept.onnx"
-    BackboneChecks(os.environ).check(
-        write(folder / "given.onnx", model),
-        file,
-        Asked(size=SIZE, mean=MEAN, std=STD),
-        lambda: None,
-    )
-    return file
-
-
-@pytest.fixture
-def floating(tmp_path: Path) -> Path:
-    """A file with a layer between its first and its last."""
-    return kept(layered(), tmp_path)
-
-
 def spec_of(make: MakeSpec, folder: Path, file: Path, **changes: object) -> JobSpec:
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    weights = f"sha256:{digest[:16]}"
-    fields: dict[str, object] = {
-        "backbone": "onnx/tiny",
-        "weights": weights,
-        "exported": [ExportedBackbone(weights, digest, "MIT")],
-        "files": {digest: str(file)},
-        "precision": "int8",
-    }
-    return make(folder, **{**fields, **changes})
+    return make(folder, **{**registered(file), "precision": "int8", **changes})
+
+
+def three_layers(*_: object) -> backbones.Backbone:
+    """Makes a network with a layer between its first and its last."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first, middle, last = nn.Conv2d(3, 8, 16, 16), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 16, 1)
+        pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        trunk = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last, nn.ReLU(), pooled)
+    return backbones.Backbone(trunk, {"": [first, middle, last]}, 16, HALF, HALF)
 
 
 def test_calibration_images_are_the_same_every_time_and_unlike_each_other() -> None:
@@ -99,11 +86,18 @@ def test_calibration_images_are_the_same_every_time_and_unlike_each_other() -> N
     assert colours.max() > 30
 
 
-def test_a_frozen_backbones_first_and_last_layers_stay_in_float(tmp_path: Path) -> None:
-    backbone = backbones.load("efficientnet_lite0", "random", 0, tmp_path)
-    export.to_onnx(backbone, tmp_path / "float.onnx")
-    assert quantise.to_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx")
-    model = onnx.load(tmp_path / "int8.onnx")
+def test_a_frozen_backbones_first_and_last_layers_stay_in_float(
+    default_forms: dict[str, Any], tmp_path: Path
+) -> None:
+    quantised = {form.weights: form.digest for form in default_forms["exported"]}
+    (plain,) = (name for name in quantised if not name.endswith(":int8"))
+    if (digest := quantised.get(form_name(plain, "int8"))) is not None:
+        model = onnx.load(default_forms["files"][digest])
+    else:  # on a CPU that has no units for it
+        assert quantise.to_int8(
+            Path(default_forms["files"][quantised[plain]]), tmp_path / "int8.onnx"
+        )
+        model = onnx.load(tmp_path / "int8.onnx")
     makers = {output: node for node in model.graph.node for output in node.output}
     in_int8 = [
         node.name for node in model.graph.node if node.op_type == "Conv" and node.input[1] in makers
@@ -125,12 +119,12 @@ def test_a_frozen_backbones_first_and_last_layers_stay_in_float(tmp_path: Path) 
 
 
 def test_ranges_do_not_depend_on_a_tenants_images(
-    make_folder: MakeFolder, make_spec: MakeSpec, floating: Path, told: Told, tmp_path: Path
+    make_folder: MakeFolder, make_spec: MakeSpec, registered_file: Path, told: Told, tmp_path: Path
 ) -> None:
     digests = []
     for place, classes in enumerate((("blue", "red"), ("green", "red"))):
         folder = make_folder(f"images{place}", per_class=20, classes=classes, seed=place)
-        spec = spec_of(make_spec, folder, floating, out_dir=str(tmp_path / f"out{place}"))
+        spec = spec_of(make_spec, folder, registered_file, out_dir=str(tmp_path / f"out{place}"))
         manifest = train.run(spec, told.append)
         assert manifest.serving_precision == "int8"
         assert precision_of((Path(spec.out_dir) / BACKBONE_FILE).read_bytes()) == "int8"
@@ -139,10 +133,10 @@ def test_ranges_do_not_depend_on_a_tenants_images(
 
 
 def test_a_job_says_what_int8_costs_and_exports_what_it_serves(
-    make_folder: MakeFolder, make_spec: MakeSpec, floating: Path, told: Told
+    make_folder: MakeFolder, make_spec: MakeSpec, registered_file: Path, told: Told
 ) -> None:
     folder = make_folder(per_class=20)
-    spec = spec_of(make_spec, folder, floating, decision=Decision(rule="balanced"))
+    spec = spec_of(make_spec, folder, registered_file, decision=Decision(rule="balanced"))
     manifest = train.run(spec, told.append)
     cost = manifest.quantisation
     assert cost is not None
@@ -172,7 +166,7 @@ def test_a_job_says_what_int8_costs_and_exports_what_it_serves(
 def test_int8_that_is_shown_to_lose_is_served_only_where_the_request_names_it(
     make_folder: MakeFolder,
     make_spec: MakeSpec,
-    floating: Path,
+    registered_file: Path,
     told: Told,
     monkeypatch: pytest.MonkeyPatch,
     is_asked: bool,
@@ -194,7 +188,7 @@ def test_int8_that_is_shown_to_lose_is_served_only_where_the_request_names_it(
 
     monkeypatch.setattr(quantise, "to_int8", ruinous)
     folder = make_folder(per_class=20)
-    spec = spec_of(make_spec, folder, floating, is_precision_asked=is_asked)
+    spec = spec_of(make_spec, folder, registered_file, is_precision_asked=is_asked)
     manifest: Manifest = train.run(spec, told.append)
     assert manifest.quantisation is not None
     assert manifest.quantisation.accuracy_difference_high < 0
@@ -209,7 +203,9 @@ def test_int8_that_is_shown_to_lose_is_served_only_where_the_request_names_it(
 def test_a_backbone_without_a_layer_between_its_ends_is_served_in_float(
     make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
 ) -> None:
-    file = kept(extractor(), tmp_path)
+    file, asked = tmp_path / "kept.onnx", Asked(size=SIZE, mean=MEAN, std=STD)
+    given = write(tmp_path / "given.onnx", extractor())
+    BackboneChecks(os.environ).check(given, file, asked, lambda: None)
     manifest = train.run(spec_of(make_spec, make_folder(), file), told.append)
     assert (manifest.serving_precision, manifest.quantisation) == ("fp32", None)
     assert "no layer lies between" in manifest.precision_note
@@ -308,6 +304,8 @@ def test_a_job_in_int8_unasked_works_in_it_from_the_start_and_shares_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(providers, "has_vnni", lambda: True)
+    monkeypatch.setattr(backbones, "load", three_layers)
+    monkeypatch.setattr(backbones, "classifier", lambda *_: None)
     folder = make_folder()
     spec = make_spec(folder, precision="auto")
     first = train.run(spec, told.append)

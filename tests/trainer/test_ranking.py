@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -449,6 +450,7 @@ def test_without_time_for_any_score_the_cheapest_available_is_taken_and_that_is_
     assert "longer time budget" in warning.text
 
 
+@pytest.mark.usefixtures("small_network")
 def test_people_get_a_table_and_the_reason(
     make_folder: MakeFolder, machine: Machine, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,7 +461,7 @@ def test_people_get_a_table_and_the_reason(
     header, first, last, why, problem = capfd.readouterr().out.splitlines()
     assert header.split()[:5] == ["backbone", "weights", "log", "loss", "LogME"]
     assert first.split()[:2] == ["resnet18", "random:0"]
-    assert first.split()[4:] == ["2", "512", "-"]
+    assert first.split()[4:] == ["2", "16", "-"]
     assert last.split()[2:] == ["-"] * 4
     assert why.startswith("resnet18 (random weights) is the only one")
     assert problem.startswith("vgg16: backbone 'vgg16' is none of")
@@ -469,7 +471,7 @@ def test_people_get_a_table_and_the_reason(
 
 
 def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
-    tmp_path: Path, told: Told
+    tmp_path: Path, told: Told, default_forms: dict[str, Any]
 ) -> None:
     folder = photographs.folder("hymenoptera_data")
     for label in ("ants", "bees"):
@@ -481,16 +483,17 @@ def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
             tmp_path / "few",
             *(
                 PretrainedBackbone(backbone=name, weights="random")
-                for name in ("efficientnet_lite1", "resnet18")
+                for name in ("timm/test_resnet", "resnet18")
             ),
-            PretrainedBackbone(backbone="efficientnet_lite0"),
+            PretrainedBackbone(backbone="efficientnet_lite0", exported=default_forms["exported"]),
+            files=default_forms["files"],
             time_budget_s=3600.0,
         ),
         told.append,
     )
     best, second, third = ranked.ranking
     assert [row.problem for row in ranked.ranking] == [""] * 3
-    assert {second.backbone, third.backbone} == {"efficientnet_lite1", "resnet18"}  # 240 and 224 px
+    assert {second.backbone, third.backbone} == {"timm/test_resnet", "resnet18"}  # 160 and 224 px
     assert (best.backbone, best.weights) == ("efficientnet_lite0", LITE0)
     assert best.log_loss is not None and second.log_loss is not None
     assert best.log_loss < second.log_loss

@@ -1,7 +1,5 @@
 """Jobs on a registered backbone: its file as it is, and nothing of PyTorch's."""
 
-import hashlib
-import os
 from pathlib import Path
 
 import msgspec
@@ -15,97 +13,101 @@ from service.contract import (
     ExportedBackbone,
     FeatureBased,
     JobSpec,
-    Method,
     Note,
     PretrainedBackbone,
     RankSpec,
     decode_record,
+    form_name,
 )
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime
 from service.errors import GraftError, Reason
-from service.ingest.backbone_process import Asked, BackboneChecks
-from tests.extractors import MEAN, SIZE, STD, layered, write
+from tests.extractors import SIZE
 from tests.trainer.conftest import (
     GUARD_S,
     MakeFolder,
     MakeSpec,
     Told,
-    made_without_torch,
+    manifest_of,
+    registered,
     source_of,
     without_torch,
 )
 from trainer.backbone_file import BackboneFile
 from trainer.train import run
 
-KEPT = "registered.onnx"
+
+def spec_of(make: MakeSpec, folder: Path, file: Path, **changes: object) -> JobSpec:
+    return make(folder, **{**registered(file), **changes})
 
 
-@pytest.fixture
-def registered(tmp_path: Path) -> PretrainedBackbone:
-    """A file as the service keeps it, and what a trainer is told of it."""
-    kept = tmp_path / KEPT
-    asked = Asked(size=SIZE, mean=MEAN, std=STD)
-    given = write(tmp_path / "given.onnx", layered())
-    BackboneChecks(os.environ).check(given, kept, asked, lambda: None)
-    digest = hashlib.sha256(kept.read_bytes()).hexdigest()
-    weights = f"sha256:{digest[:16]}"
-    known = ExportedBackbone(weights, digest, "MIT")
-    return PretrainedBackbone(backbone="onnx/tiny", weights=weights, exported=[known])
-
-
-def spec_of(make: MakeSpec, folder: Path, given: PretrainedBackbone, **changes: object) -> JobSpec:
-    fields: dict[str, object] = {
-        "backbone": given.backbone,
-        "weights": given.weights,
-        "exported": given.exported,
-        "files": {given.exported[0].digest: str(folder.parent / KEPT)},
-    }
-    return make(folder, **{**fields, **changes})
-
-
-@pytest.mark.parametrize(
-    "method",
-    [FeatureBased(), FeatureBased(augmented_views=2), Auto()],
-    ids=["plain", "views", "auto"],
-)
-def test_a_job_needs_no_torch(
-    make_folder: MakeFolder,
-    make_spec: MakeSpec,
-    registered: PretrainedBackbone,
-    tmp_path: Path,
-    method: Method,
+def test_jobs_and_rankings_need_no_torch(
+    make_folder: MakeFolder, make_spec: MakeSpec, registered_file: Path, tmp_path: Path
 ) -> None:
-    folder = make_folder(per_class=60)
-    spec = spec_of(make_spec, folder, registered, method=method, baselines=["linear_probe"])
-    manifest = made_without_torch(spec, tmp_path)
-    assert (manifest.method, manifest.backbone) == ("feature_based", "onnx/tiny")
-    assert (manifest.weights, manifest.weights_licence) == (registered.weights, "MIT")
-    assert manifest.backbone_digest == registered.exported[0].digest
-    assert (manifest.feature_dim, manifest.decoding.size, manifest.opset) == (12, SIZE, 17)
-    # Two colours are told apart by the means of what sees them.
-    assert manifest.headline is not None and manifest.headline.accuracy > 0.9
-    assert manifest.parity.images == 8 and manifest.parity.max_difference < 1e-3
-    # The store has the file already.
-    assert not (Path(spec.out_dir) / "backbone.onnx").exists()
+    folder, many = make_folder(per_class=12), make_folder("many", per_class=60)
+    target = make_folder("target", 12, seed=5)
 
+    def spec(name: str, images: Path, **changes: object) -> JobSpec:
+        out = {"out_dir": str(tmp_path / name)}
+        return spec_of(make_spec, images, registered_file, **out, **changes)
 
-def test_a_head_is_adapted_without_torch(
-    make_folder: MakeFolder, make_spec: MakeSpec, registered: PretrainedBackbone, tmp_path: Path
-) -> None:
-    source, target = make_folder("source", per_class=12), make_folder("target", 12, seed=5)
-    method = DomainAdaptation(evaluate_on_target=True)
-    spec = spec_of(make_spec, source, registered, method=method, target=source_of(target))
-    manifest = made_without_torch(spec, tmp_path)
-    assert (manifest.method, manifest.backbone) == ("domain_adaptation", "onnx/tiny")
-    assert manifest.headline is not None and manifest.headline.measured_on == "target"
+    adapting = DomainAdaptation(evaluate_on_target=True)
+    jobs = [
+        spec("plain", folder, baselines=["linear_probe"]),
+        spec("views", folder, method=FeatureBased(augmented_views=2)),
+        # As many as training would take.
+        spec("auto", many, method=Auto()),
+        spec("adapted", folder, method=adapting, target=source_of(target)),
+    ]
+    known = registered(registered_file)
+    tiny = PretrainedBackbone(
+        backbone=known["backbone"], weights=known["weights"], exported=known["exported"]
+    )
+    gone = ExportedBackbone("sha256:0", "0" * 64)
+    asked = RankSpec(
+        data=source_of(folder),
+        files=known["files"],
+        backbones=[
+            tiny,
+            PretrainedBackbone(backbone="onnx/gone", weights="sha256:" + "0" * 16, exported=[gone]),
+        ],
+        weights_dir=str(tmp_path / "weights"),
+        time_budget_s=GUARD_S,
+        provider="cpu",
+        threads=1,
+    )
+    printed = without_torch([*jobs, asked], tmp_path)
+
+    for job in jobs:
+        manifest = manifest_of(job)
+        is_adapted = job.method == adapting
+        assert manifest.method == ("domain_adaptation" if is_adapted else "feature_based")
+        assert (manifest.backbone, manifest.weights) == ("onnx/tiny", tiny.weights)
+        assert manifest.weights_licence == "MIT"
+        assert manifest.backbone_digest == tiny.exported[0].digest
+        assert (manifest.feature_dim, manifest.decoding.size, manifest.opset) == (12, SIZE, 17)
+        # Two colours are told apart by the means of what sees them.
+        assert manifest.headline is not None and manifest.headline.accuracy > 0.9
+        assert (manifest.headline.measured_on == "target") == is_adapted
+        assert manifest.parity.images == 8 and manifest.parity.max_difference < 1e-3
+        # The store has the file already.
+        assert not (Path(job.out_dir) / "backbone.onnx").exists()
+
+    found = decode_record(printed.encode())
+    assert isinstance(found, BackbonesRanked)
+    first, other = found.ranking
+    assert (first.backbone, first.weights) == ("onnx/tiny", tiny.weights)
+    assert (first.feature_dim, first.problem) == (12, "")
+    assert first.log_me is not None and first.image_ms is not None
+    assert first.weights_licence == "MIT"
+    assert other.problem == "the file of onnx/gone is not on this server: register it again"
 
 
 def test_auto_says_why_the_network_is_not_trained(
-    make_folder: MakeFolder, make_spec: MakeSpec, registered: PretrainedBackbone, told: Told
+    make_folder: MakeFolder, make_spec: MakeSpec, registered_file: Path, told: Told
 ) -> None:
     folder = make_folder(per_class=60)
-    run(spec_of(make_spec, folder, registered, method=Auto()), told.append)
+    run(spec_of(make_spec, folder, registered_file, method=Auto()), told.append)
     (said,) = [n for n in told.of(Note) if isinstance(n, Note) and "not trained" in n.text]
     assert said.text == (
         "the network is not trained: onnx/tiny is a registered file, which is used as it is; "
@@ -116,7 +118,7 @@ def test_auto_says_why_the_network_is_not_trained(
 def test_a_file_that_serves_otherwise_than_it_computes_is_not_published(
     make_folder: MakeFolder,
     make_spec: MakeSpec,
-    registered: PretrainedBackbone,
+    registered_file: Path,
     told: Told,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,68 +126,44 @@ def test_a_file_that_serves_otherwise_than_it_computes_is_not_published(
     from trainer import train
 
     other = tmp_path / "other.onnx"
-    model = onnx.load_from_string((tmp_path / KEPT).read_bytes())
+    model = onnx.load_from_string(registered_file.read_bytes())
     (shift,) = [tensor for tensor in model.graph.initializer if tensor.name == "shift"]
     shift.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(shift), "shift"))
     other.write_bytes(model.SerializeToString())
     runtime = OnnxRuntime(Provider("cpu", "for the test"), 2)
     monkeypatch.setattr(train, "_on_cpu", lambda job, file, digest: BackboneFile(other, runtime))
     with pytest.raises(GraftError, match="differs from ONNX Runtime on the CPU by") as caught:
-        run(spec_of(make_spec, make_folder(per_class=6), registered), told.append)
+        run(spec_of(make_spec, make_folder(per_class=6), registered_file), told.append)
     assert caught.value.reason is Reason.PARITY_FAILED
 
 
 def test_a_file_that_is_gone_is_told_as_that(
-    make_folder: MakeFolder, make_spec: MakeSpec, registered: PretrainedBackbone, told: Told
+    make_folder: MakeFolder, make_spec: MakeSpec, registered_file: Path, told: Told
 ) -> None:
     with pytest.raises(GraftError, match="register it again, or name another") as caught:
-        run(spec_of(make_spec, make_folder(), registered, files={}), told.append)
+        run(spec_of(make_spec, make_folder(), registered_file, files={}), told.append)
     assert caught.value.reason is Reason.BACKBONE_NOT_FOUND
 
 
 def test_a_quantised_form_is_made_of_it_and_shared(
     make_folder: MakeFolder,
     make_spec: MakeSpec,
-    registered: PretrainedBackbone,
+    registered_file: Path,
     told: Told,
     tmp_path: Path,
 ) -> None:
-    folder = make_folder(per_class=20)
-    first = run(spec_of(make_spec, folder, registered, precision="int8"), told.append)
-    assert (first.serving_precision, first.weights) == ("int8", registered.weights)
+    spec = spec_of(make_spec, make_folder(per_class=20), registered_file, precision="int8")
+    first = run(spec, told.append)
+    assert (first.serving_precision, first.weights) == ("int8", spec.weights)
     made = tmp_path / "out" / "backbone.onnx"
-    shared = ExportedBackbone(f"{registered.weights}:int8", first.backbone_digest)
-    both = msgspec.structs.replace(registered, exported=[*registered.exported, shared])
-    paths = (tmp_path / KEPT, made)
-    files = {e.digest: str(path) for e, path in zip(both.exported, paths, strict=True)}
-    out = str(tmp_path / "again")
+    shared = ExportedBackbone(form_name(spec.weights, "int8"), first.backbone_digest)
     again = run(
-        spec_of(make_spec, folder, both, precision="int8", out_dir=out, files=files), told.append
+        msgspec.structs.replace(
+            spec,
+            out_dir=str(tmp_path / "again"),
+            exported=[*spec.exported, shared],
+            files={**spec.files, shared.digest: str(made)},
+        ),
+        told.append,
     )
     assert again.backbone_digest == first.backbone_digest
-
-
-def test_it_is_ranked_without_torch(
-    make_folder: MakeFolder, registered: PretrainedBackbone, tmp_path: Path
-) -> None:
-    gone = ExportedBackbone("sha256:0", "0" * 64)
-    spec = RankSpec(
-        data=source_of(make_folder(per_class=10)),
-        files={registered.exported[0].digest: str(tmp_path / KEPT)},
-        backbones=[
-            registered,
-            PretrainedBackbone(backbone="onnx/gone", weights="sha256:" + "0" * 16, exported=[gone]),
-        ],
-        weights_dir=str(tmp_path / "weights"),
-        time_budget_s=GUARD_S,
-        provider="cpu",
-        threads=1,
-    )
-    found = decode_record(without_torch(spec, tmp_path).encode())
-    assert isinstance(found, BackbonesRanked)
-    tiny, other = found.ranking
-    assert (tiny.backbone, tiny.weights) == ("onnx/tiny", registered.weights)
-    assert (tiny.feature_dim, tiny.problem) == (12, "")
-    assert tiny.log_me is not None and tiny.image_ms is not None
-    assert tiny.weights_licence == "MIT"
-    assert other.problem == "the file of onnx/gone is not on this server: register it again"

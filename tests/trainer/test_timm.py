@@ -220,7 +220,7 @@ Exported = tuple[Path, int, np.ndarray, np.ndarray]
 
 @pytest.fixture(
     scope="module",
-    params=["test_vit", "test_vit3", "convnext_atto", "mobilenetv3_small_050", "dla46_c"],
+    params=["test_vit", "test_convnext", "mobilenetv3_small_050", "dla46_c"],
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Exports each network once, for every provider."""
@@ -275,29 +275,16 @@ def test_networks_of_timms_are_ranked_beside_others(
     assert "timm has no network 'test_vitt'" in unknown.problem
 
 
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [
-        ("test_vit", FeatureBased(l2=1e-3)),
-        # Without a BatchNorm, and one whose parts are not known.
-        ("test_vit", ModelBased(epochs=1, batch_size=4, precision="fp32")),
-        ("test_convnext", ModelBased(epochs=1, batch_size=4, precision="fp32")),
-        ("dla46_c", ModelBased(epochs=1, batch_size=4, precision="fp32")),
-    ],
-)
-def test_a_job_on_a_network_of_timms_end_to_end(
-    make_folder: MakeFolder,
-    make_spec: MakeSpec,
-    told: Told,
-    name: str,
-    method: FeatureBased | ModelBased,
+def test_a_network_of_timms_is_trained(
+    make_folder: MakeFolder, make_spec: MakeSpec, told: Told
 ) -> None:
-    backbone = f"timm/{name}"
+    backbone = "timm/test_vit"  # without a BatchNorm, and of no two parts
+    method = ModelBased(epochs=1, batch_size=4, precision="fp32")
     spec = make_spec(make_folder(per_class=6), backbone=backbone, weights="random", method=method)
     manifest = train.run(spec, told.append)
     assert (manifest.backbone, manifest.weights) == (backbone, "random:0")
     assert manifest.weights_licence == ""
-    assert manifest.decoding.size == (224 if name == "dla46_c" else 160)
+    assert manifest.decoding.size == 160
     assert manifest.parity.max_difference < 1e-3
     blocks = BackboneFile(Path(spec.out_dir) / BACKBONE_FILE, OnnxRuntime(Provider("cpu", ""), 1))
     assert manifest.feature_dim in (sum(blocks.blocks), blocks.blocks[0])

@@ -40,8 +40,7 @@ def written(path: Path, state: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-@pytest.mark.parametrize("classes", [1000, 7])
+@pytest.mark.parametrize(("suffix", "classes"), [("pth", 1000), ("safetensors", 7)])
 def test_a_file_fills_a_network_and_its_head_is_left_out(
     tmp_path: Path, suffix: str, classes: int
 ) -> None:
