@@ -41,8 +41,10 @@ from service.domain import (
 from service.engine import head as heads
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
-from service.ingest import backbone_check
+from service.ingest import backbone_check, reader
 from service.ingest.backbone_process import Asked, BackboneChecks, Checked, Task
+from service.ingest.process import ReaderProcesses
+from service.ingest.reader import ReadRequest
 from service.rpc import interceptor, message_io, server
 from tests.fake_launcher import FakeLauncher, Script
 from tests.figures import figure
@@ -71,14 +73,23 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def apart() -> None:
-    """Has files of backbones checked as always, each in a process of its own."""
+    """Has what was sent read and checked as always, each in a process of its own."""
 
 
 @pytest.fixture(autouse=True)
-def checked_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has them checked in this process: a process takes as long as all else of a test."""
+def read_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has it read and checked in this process: a process takes as long as all else of a test."""
     if "apart" in request.fixturenames:
         return
+
+    def read(
+        readers: ReaderProcesses,
+        asked: ReadRequest,
+        go_on: Callable[[], None] = lambda: None,
+        on_progress: reader.OnProgress = reader.untold,
+    ) -> reader.Read:
+        with readers._place(asked.tenant, go_on):
+            return reader.read(asked, reader.inspect_here, 1, go_on, on_progress)
 
     def check(_: BackboneChecks, source: Path, target: Path, asked: Asked, *__: object) -> Checked:
         task = Task(
@@ -89,6 +100,7 @@ def checked_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(backbone_check, "_allow", lambda _: None)
     monkeypatch.setattr(BackboneChecks, "check", check)
+    monkeypatch.setattr(ReaderProcesses, "read", read)
 
 
 def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
