@@ -41,11 +41,8 @@ from service.domain import (
 from service.engine import head as heads
 from service.engine.fake_runtime import FakeRuntime
 from service.engine.head import Head
-from service.ingest import backbone_check, reader
-from service.ingest.backbone_process import Asked, BackboneChecks, Checked, Task
-from service.ingest.process import ReaderProcesses
-from service.ingest.reader import ReadRequest
 from service.rpc import interceptor, message_io, server
+from tests import processes
 from tests.fake_launcher import FakeLauncher, Script
 from tests.figures import figure
 
@@ -79,28 +76,8 @@ def apart() -> None:
 @pytest.fixture(autouse=True)
 def read_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has it read and checked in this process: a process takes as long as all else of a test."""
-    if "apart" in request.fixturenames:
-        return
-
-    def read(
-        readers: ReaderProcesses,
-        asked: ReadRequest,
-        go_on: Callable[[], None] = lambda: None,
-        on_progress: reader.OnProgress = reader.untold,
-    ) -> reader.Read:
-        with readers._place(asked.tenant, go_on):
-            return reader.read(asked, reader.inspect_here, 1, go_on, on_progress)
-
-    def check(_: BackboneChecks, source: Path, target: Path, asked: Asked, *__: object) -> Checked:
-        task = Task(
-            source=str(source), target=str(target), asked=asked, file_bytes=0, memory_bytes=0,
-            cpu_s=0, niceness=0,
-        )  # fmt: skip
-        return backbone_check._checked(task)
-
-    monkeypatch.setattr(backbone_check, "_allow", lambda _: None)
-    monkeypatch.setattr(BackboneChecks, "check", check)
-    monkeypatch.setattr(ReaderProcesses, "read", read)
+    if "apart" not in request.fixturenames:
+        processes.spare(monkeypatch)
 
 
 def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
