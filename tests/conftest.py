@@ -3,6 +3,7 @@
 import functools
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 # and threads of one process beside another's spin while they wait for each other: twice the
 # processor time, and many times the clock's. Processes that are started inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Hundreds of processes are started, and each would compile all of our sources once more.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _LONGEST_FIRST = ("e2e", "trainer", "rpc")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.scenarios import image
-from tests.rpc.conftest import make_service, unhurried
+from tests.rpc.conftest import make_service, read_here, unhurried
 
-__all__ = ["images", "make_service", "unhurried"]
+__all__ = ["images", "make_service", "read_here", "unhurried"]
 
 
 @pytest.fixture

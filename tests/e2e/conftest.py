@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from graftml import Client
 
+from tests.extractors import MEAN, SIZE, STD, layered, write
+
 ROOT = Path(__file__).parents[2]
 
 GUARD_S = 300.0
@@ -173,6 +175,15 @@ def client(shared: ServiceProcess) -> Iterator[Client]:
     with Client(shared.address, timeout_s=GUARD_S) as client:
         client.wait_ready(timeout_s=GUARD_S)
         yield client
+
+
+def register_small(client: Client, folder: Path, width: int = 64) -> str:
+    """Registers a backbone of few weights, which tells digits apart; returns its name.
+
+    For jobs whose backbone is of no account: they need no torch.
+    """
+    file = write(folder / "small.onnx", layered(width))
+    return client.register_backbone(file, "small", size=SIZE, mean=MEAN, std=STD).name
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import graftml
 import pytest
 
 from service import fsck
-from tests.e2e.conftest import GUARD_S, Connect, ServiceProcess, StartService
+from tests.e2e.conftest import GUARD_S, Connect, ServiceProcess, StartService, register_small
 
 pytestmark = pytest.mark.e2e
 
@@ -45,11 +45,12 @@ def test_blobs_lie_elsewhere_and_a_cache_that_rots_is_filled_again(
         return service, connect(service)
 
     def learn(client: graftml.Client) -> int:
-        job = client.fine_tune(digits, name="digits", backbone="resnet18", weights="random", seed=1)
+        job = client.fine_tune(digits, name="digits", backbone="onnx/small", seed=1)
         return job.wait(timeout_s=GUARD_S).version
 
     images = sorted(digits.rglob("*.png"))[::20]
     service, client = start()
+    register_small(client, tmp_path, width=512)
     assert learn(client) == 1
     answers = client.predict(images, model="digits")
     report = client.get_report_html("digits")

@@ -9,7 +9,7 @@ from pathlib import Path
 import graftml
 import pytest
 
-from tests.e2e.conftest import GUARD_S, Connect, StartService
+from tests.e2e.conftest import GUARD_S, Connect, StartService, register_small
 from tests.e2e.faults.house import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -43,6 +43,7 @@ def test_images_are_added_and_relabelled_and_one_is_erased_for_good(
     start_service: StartService, connect: Connect, digits: Path, tmp_path: Path
 ) -> None:
     client = connect(start_service("--collect-grace-s=0.2", "--warm-trainers=0"))
+    backbone = register_small(client, tmp_path)
     data_dir = tmp_path / "data"
     pairs = [(file.parent.name, file) for file in sorted(digits.rglob("*.png"))]
     first = [pair for pair in pairs if pair[0] in "01"]
@@ -54,7 +55,7 @@ def test_images_are_added_and_relabelled_and_one_is_erased_for_good(
     assert (dataset.image_count, grown.image_count) == (40, 80)
     right = client.relabel_images(grown, {wrong_digest: "2"})
     assert {count.label: count.train for count in right.classes} == dict.fromkeys("0123", 20)
-    version = client.fine_tune(right, name="digits").wait(GUARD_S)
+    version = client.fine_tune(right, name="digits", backbone=backbone).wait(GUARD_S)
     assert version.manifest["train_count"] == 80
     assert features_of(data_dir, wrong_digest)
     assert holding(data_dir / "blobs", wrong.read_bytes())()
@@ -68,7 +69,8 @@ def test_images_are_added_and_relabelled_and_one_is_erased_for_good(
     assert client.get_version("digits", version=1).erased_image_count == 1
     assert client.predict(wrong, model="digits")[0].label == "2"
     told: list[graftml.JobEvent] = []
-    again = client.fine_tune(right, name="digits").wait(GUARD_S, on_event=told.append)
+    job = client.fine_tune(right, name="digits", backbone=backbone)
+    again = job.wait(GUARD_S, on_event=told.append)
     assert (again.manifest["train_count"], again.erased_image_count) == (79, 0)
     notes = [event.payload.text for event in told if isinstance(event.payload, graftml.Note)]
     assert any("1 image was erased" in text for text in notes), notes

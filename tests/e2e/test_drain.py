@@ -5,7 +5,6 @@ import queue
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +26,7 @@ from graftml_stubs.v1 import (
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.e2e.conftest import GUARD_S, Connect, ServiceProcess, StartService
+from tests.e2e.faults.house import wait_until
 from tests.rpc.conftest import Refusal, of_status
 
 pytestmark = pytest.mark.e2e
@@ -56,11 +56,6 @@ def trainers_of(service: ServiceProcess) -> list[psutil.Process]:
     return [child for child in children if "trainer" in " ".join(child.cmdline())]
 
 
-def begin(client: graftml.Client, few: Path) -> graftml.Job:
-    """A job that trains for ever."""
-    return client.fine_tune(few, name="few", backbone=SMALL, weights="random", method=LONG)
-
-
 def refused(error: grpc.RpcError) -> Refusal:
     call: Any = error
     found = dict(call.trailing_metadata())["grpc-status-details-bin"]
@@ -72,7 +67,9 @@ def test_on_sigterm_everybody_is_told_and_its_job_goes_on_from_its_checkpoint_at
 ) -> None:
     flags = (f"--drain-s={NEVER_S}", "--warm-trainers=0")
     first = start_service(*flags)
-    job = begin(connect(first), few)
+    client = connect(first)
+    # It trains for ever.
+    job = client.fine_tune(few, name="few", backbone=SMALL, weights="random", method=LONG)
     for event in job.events(timeout_s=GUARD_S):
         if isinstance(event.payload, graftml.EpochMetrics) and event.payload.epoch == 2:
             break
@@ -143,13 +140,14 @@ def test_on_sigterm_everybody_is_told_and_its_job_goes_on_from_its_checkpoint_at
 
 
 def test_a_second_sigterm_ends_it_at_once_and_its_trainers_too(
-    start_service: StartService, connect: Connect, few: Path
+    start_service: StartService, connect: Connect, few: Path, tmp_path: Path
 ) -> None:
-    service = start_service(f"--drain-s={NEVER_S}")
-    job = begin(connect(service), few)
-    for event in job.events(timeout_s=GUARD_S):
-        if isinstance(event.payload, graftml.DataSummary):
-            break
+    hangs = tmp_path / "hangs"
+    service = start_service(
+        f"--drain-s={NEVER_S}", "--warm-trainers=0", f"--failpoints=hang@trainer.started!{hangs}"
+    )
+    connect(service).fine_tune(few, name="few")
+    wait_until(hangs.exists)
     trainers = trainers_of(service)
     assert trainers
     held = threading.Event()
@@ -185,11 +183,10 @@ def image_messages(folder: Path) -> list[dataset_pb2.UploadDatasetRequest]:
 
 def wait_until_taken(service: ServiceProcess, method: str) -> None:
     """Until the service's metrics say that a call of the method is under way."""
-    deadline = time.monotonic() + GUARD_S
-    while time.monotonic() < deadline:
+
+    def is_taken() -> bool:
         lines = service.metrics().splitlines()
         active = [line for line in lines if line.startswith("graft_rpc_active{")]
-        if any(method in line and line.endswith(" 1.0") for line in active):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no call of {method} arrived")
+        return any(method in line and line.endswith(" 1.0") for line in active)
+
+    wait_until(is_taken)

@@ -17,8 +17,7 @@ from PIL import Image
 
 from service.engine import providers
 from service.ops.cpus import available_cores
-from tests.e2e.conftest import GUARD_S, Connect, ServiceProcess, StartService
-from tests.extractors import MEAN, SIZE, STD, layered, write
+from tests.e2e.conftest import GUARD_S, Connect, ServiceProcess, StartService, register_small
 
 pytestmark = pytest.mark.e2e
 
@@ -107,14 +106,12 @@ def test_int8_is_asked_for_or_a_setting_and_its_accuracy_is_measured_as_it_serve
     start_service: StartService, connect: Connect, digits: Path, tmp_path: Path
 ) -> None:
     client = connect(start_service("--precision=int8", "--warm-trainers=0"))
-    # Of few weights, which tell digits apart untrained, and are rounded in a moment.
-    file = write(tmp_path / "tiny.onnx", layered(64))
-    client.register_backbone(file, "tiny", size=SIZE, mean=MEAN, std=STD)
+    backbone = register_small(client, tmp_path)
     versions = []
     for name, labels, asked in (("one", "01", "auto"), ("two", "03", "int8"), ("3", "12", "fp32")):
         few = [(n, path) for n in labels for path in sorted((digits / n).iterdir())[:12]]
         job = client.fine_tune(
-            few, name=name, backbone="onnx/tiny", method="feature_based", serving_precision=asked
+            few, name=name, backbone=backbone, method="feature_based", serving_precision=asked
         )
         versions.append(job.wait(timeout_s=GUARD_S))
     floating = versions.pop()

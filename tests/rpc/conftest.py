@@ -40,9 +40,8 @@ from service.domain import (
 )
 from service.engine import head as heads
 from service.engine.head import Head
-from service.ingest import backbone_check
-from service.ingest.backbone_process import Asked, BackboneChecks, Checked, Task
 from service.rpc import interceptor, message_io, server
+from tests import processes
 from tests.fake_launcher import FakeLauncher, Script
 from tests.fake_runtime import FakeRuntime
 from tests.figures import figure
@@ -71,24 +70,14 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def apart() -> None:
-    """Has files of backbones checked as always, each in a process of its own."""
+    """Has what was sent read and checked as always, each in a process of its own."""
 
 
 @pytest.fixture(autouse=True)
-def checked_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has them checked in this process: a process takes as long as all else of a test."""
-    if "apart" in request.fixturenames:
-        return
-
-    def check(_: BackboneChecks, source: Path, target: Path, asked: Asked, *__: object) -> Checked:
-        task = Task(
-            source=str(source), target=str(target), asked=asked, file_bytes=0, memory_bytes=0,
-            cpu_s=0, niceness=0,
-        )  # fmt: skip
-        return backbone_check._checked(task)
-
-    monkeypatch.setattr(backbone_check, "_allow", lambda _: None)
-    monkeypatch.setattr(BackboneChecks, "check", check)
+def read_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has it read and checked in this process: a process takes as long as all else of a test."""
+    if "apart" not in request.fixturenames:
+        processes.spare(monkeypatch)
 
 
 def image(colour: str, size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import graftml
 import pytest
 
-from tests.e2e.conftest import GUARD_S
+from tests.e2e.conftest import GUARD_S, register_small
 from tests.e2e.faults.house import House, asked, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -142,7 +142,7 @@ def limited(tmp_path: Path, furnished: Path, group: ControlGroup) -> Iterator[Ho
 
 
 def test_a_trainer_that_the_kernel_kills_for_memory_leaves_the_server_which_says_why(
-    limited: House, group: ControlGroup, digits: Path, images: Path
+    limited: House, group: ControlGroup, digits: Path, images: Path, tmp_path: Path
 ) -> None:
     few = [(digit, file) for digit in "01" for file in islice((digits / digit).iterdir(), 4)]
     client = limited.start()
@@ -166,7 +166,7 @@ def test_a_trainer_that_the_kernel_kills_for_memory_leaves_the_server_which_says
         assert group.kill_count() == 6
         assert limited.server.process.pid in group.processes()
         group.limit(None)
-        again = client.fine_tune(dataset, "digits")
+        again = client.fine_tune(dataset, "digits", backbone=register_small(client, tmp_path))
         assert again.wait(GUARD_S).version == 1
         assert again.refresh().attempts == 1
         assert group.kill_count() == 6

@@ -17,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from service.engine.providers import Provider
 from service.engine.runtime import OnnxRuntime, on_one_core
 from service.errors import Exhausted, Expired, GraftError, InvalidInput, Reason
-from service.ingest import backbone_process
+from service.ingest import backbone_check, backbone_process
 from service.ingest.backbone_process import Asked, BackboneChecks, Checked
 from service.ops import failpoints
+from tests import processes
 from tests.extractors import MEAN, SIZE, STD, convolution, extractor, pooling, weights, write
 
 Check = Callable[..., Checked]
@@ -48,6 +49,19 @@ def check(tmp_path: Path) -> Iterator[Check]:
 
     yield run
     assert children() == []
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Checks a model likewise, in this process."""
+    monkeypatch.setattr(backbone_check, "_allow", lambda _: None)
+
+    def run(model: onnx.ModelProto, **changes: Any) -> Checked:
+        asked = Asked(**{"size": SIZE, "mean": MEAN, "std": STD, **changes})
+        source = write(tmp_path / "given.onnx", model)
+        return processes.check_here(source, tmp_path / "kept.onnx", asked)
+
+    return run
 
 
 def children() -> list[psutil.Process]:
@@ -101,9 +115,9 @@ TURNED_MAP = [helper.make_node("Transpose", ["map"], ["map_last"], perm=[0, 2, 3
     ids=["pooled", "fixed batch", "opset 11", "map", "channels last", "map of channels last"],
 )
 def test_the_form_that_serves_takes_bytes_and_gives_the_same_features(
-    check: Check, tmp_path: Path, model: onnx.ModelProto, changes: dict[str, Any]
+    here: Check, tmp_path: Path, model: onnx.ModelProto, changes: dict[str, Any]
 ) -> None:
-    found = check(model, **changes)
+    found = here(model, **changes)
     assert found.width == 12
     kept = tmp_path / "kept.onnx"
     session = OnnxRuntime(Provider("cpu", "for a test")).load(kept.read_bytes)
@@ -122,9 +136,9 @@ def test_the_form_that_serves_takes_bytes_and_gives_the_same_features(
     assert np.abs(session.run(pixels) - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
-def test_a_batch_that_is_fixed_within_is_refused(check: Check) -> None:
+def test_a_batch_that_is_fixed_within_is_refused(here: Check) -> None:
     node = helper.make_node("Reshape", ["embedding", "shape"], ["last"])
-    said = refusal(check, after(node, more=[constant("shape", 1, 12)]))
+    said = refusal(here, after(node, more=[constant("shape", 1, 12)]))
     assert said.startswith("it runs with one image and not with 3: its batch is fixed within")
 
 
@@ -132,53 +146,53 @@ def test_a_batch_that_is_fixed_within_is_refused(check: Check) -> None:
     ("shape", "told"), [((1, -1), "[1, 36]"), ((-1, 4, 3), "[3, 4, 3]"), ((-1,), "[36]")]
 )
 def test_an_output_of_another_shape_is_refused(
-    check: Check, shape: tuple[int, ...], told: str
+    here: Check, shape: tuple[int, ...], told: str
 ) -> None:
     node = helper.make_node("Reshape", ["embedding", "shape"], ["last"])
-    said = refusal(check, after(node, more=[constant("shape", *shape)]))
+    said = refusal(here, after(node, more=[constant("shape", *shape)]))
     assert said.startswith(f"its output is {told} for 3 images, and [n, d], or a map [n, d, h, w]")
 
 
-def test_an_output_in_half_precision_is_refused(check: Check) -> None:
+def test_an_output_in_half_precision_is_refused(here: Check) -> None:
     node = helper.make_node("Cast", ["embedding"], ["last"], to=TensorProto.FLOAT16)
-    assert refusal(check, after(node)).startswith("its output is float16, no float32")
+    assert refusal(here, after(node)).startswith("its output is float16, no float32")
 
 
-def test_too_many_features_are_refused(check: Check) -> None:
+def test_too_many_features_are_refused(here: Check) -> None:
     node = helper.make_node("Tile", ["embedding", "times"], ["last"])
-    said = refusal(check, after(node, more=[constant("times", 1, 1366)]))
+    said = refusal(here, after(node, more=[constant("times", 1, 1366)]))
     assert said.startswith("it gives 16392 features an image, and 1 to 16384 are taken")
 
 
-def test_features_that_are_no_numbers_are_refused(check: Check) -> None:
+def test_features_that_are_no_numbers_are_refused(here: Check) -> None:
     nodes = [
         helper.make_node("Neg", ["embedding"], ["negative"]),
         helper.make_node("Log", ["negative"], ["last"]),
     ]
-    assert refusal(check, after(*nodes)).startswith("some features are not finite numbers: ")
+    assert refusal(here, after(*nodes)).startswith("some features are not finite numbers: ")
 
 
-def test_features_that_say_nothing_of_the_image_are_refused(check: Check) -> None:
+def test_features_that_say_nothing_of_the_image_are_refused(here: Check) -> None:
     node = helper.make_node("Mul", ["embedding", "zero"], ["last"])
     zero = numpy_helper.from_array(np.float32(0), "zero")
-    said = refusal(check, after(node, more=[zero]))
+    said = refusal(here, after(node, more=[zero]))
     assert said.startswith("it gives the same features for different images")
 
 
-def test_features_that_depend_on_the_batch_are_refused(check: Check) -> None:
+def test_features_that_depend_on_the_batch_are_refused(here: Check) -> None:
     nodes = [
         helper.make_node("ReduceMean", ["embedding"], ["mean"], axes=[0], keepdims=1),
         helper.make_node("Sub", ["embedding", "mean"], ["last"]),
     ]
-    said = refusal(check, after(*nodes))
+    said = refusal(here, after(*nodes))
     assert said.startswith("an image's features depend on the other images of its batch: ")
 
 
-def test_what_cannot_be_loaded_or_run_is_refused_in_the_runtimes_words(check: Check) -> None:
+def test_what_cannot_be_loaded_or_run_is_refused_in_the_runtimes_words(here: Check) -> None:
     # Shapes that do not fit are found when it is loaded, or when it is run.
     other = numpy_helper.from_array(np.ones((5, 7), np.float32), "other")
     node = helper.make_node("MatMul", ["embedding", "other"], ["last"])
-    said = refusal(check, after(node, more=[other]))
+    said = refusal(here, after(node, more=[other]))
     assert said.startswith(("ONNX Runtime cannot load it (", "ONNX Runtime cannot run it ("))
     assert len(said) < 600 and said.isprintable()
 
@@ -286,7 +300,7 @@ def test_damaged_files_are_refused_or_taken_and_nothing_else(check: Check, tmp_p
     # Beside the weights, in which no change is wrong.
     places = [n for n in range(len(whole)) if n < 200 or n > len(whole) - 400]
     reasons = []
-    for _ in range(12):
+    for _ in range(6):
         damaged = bytearray(whole)
         for place in rng.choice(places, 4):
             damaged[place] = rng.integers(256)
@@ -296,4 +310,4 @@ def test_damaged_files_are_refused_or_taken_and_nothing_else(check: Check, tmp_p
         except GraftError as error:
             reasons.append(error.reason)
     assert set(reasons) == {Reason.BACKBONE_UNUSABLE}
-    assert len(reasons) >= 6
+    assert len(reasons) >= 3
