@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -32,6 +33,8 @@ from trainer.records import Records, Send, read_order
 _FILE_BYTES = 20 * 2**30
 """Limit on the size of a file that a trainer writes: more than `kept.FILE_BYTES`, and than weights
 and exports are; twice its limit for the cache of features where that is more."""
+
+_Spec = TypeVar("_Spec", JobSpec, RankSpec)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,10 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(spec_file: Path, records: Records) -> int:
-    spec = msgspec.json.decode(spec_file.read_bytes(), type=JobSpec)
-    _limit_files(spec)
-    records.beat_every(spec.heartbeat_s)
-    return _train(spec, records.send)
+    return _train(_begun(spec_file, JobSpec, records), records.send)
 
 
 def _wait() -> int:
@@ -83,10 +83,7 @@ def _wait() -> int:
 
 
 def _run_ranking(spec_file: Path, records: Records) -> int:
-    spec = msgspec.json.decode(spec_file.read_bytes(), type=RankSpec)
-    _limit_files(spec)
-    records.beat_every(spec.heartbeat_s)
-    return _rank(spec, records.send)
+    return _rank(_begun(spec_file, RankSpec, records), records.send)
 
 
 def _run_export(spec_file: Path, records: Records) -> int:
@@ -121,9 +118,12 @@ def _prepare() -> int:
     return ExitCode.OK
 
 
-def _limit_files(spec: JobSpec | RankSpec) -> None:
+def _begun(spec_file: Path, kind: type[_Spec], records: Records) -> _Spec:
+    spec = msgspec.json.decode(spec_file.read_bytes(), type=kind)
     # Address space stays without a limit: CUDA and torch reserve far more than they use.
     child.limit_files(max(_FILE_BYTES, 2 * spec.feature_cache_bytes))
+    records.beat_every(spec.heartbeat_s)
+    return spec
 
 
 def _train(spec: JobSpec, send: Send) -> int:

@@ -240,7 +240,7 @@ def _sample(spec: RankSpec) -> Part:
     source = Source.of(spec.data, spec.files)
     index = source.read(spec.threads)
     images = [image for image in source.images(index) if image.part in ("", "train")]
-    targets = _numbered([image.label for image in images])
+    targets = np.unique([image.label for image in images], return_inverse=True)[1]
     if (found := len(set(targets))) < 2:
         raise InvalidInput(
             Reason.DATASET_UNUSABLE,
@@ -254,10 +254,6 @@ def _sample(spec: RankSpec) -> Part:
         targets[places],
         decoding=ImageDecoding(bit_depth=index.bit_depth or DEFAULT_DECODING.bit_depth),
     )
-
-
-def _numbered(labels: Sequence[str]) -> Ints:
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
 def _explained(why: str, rows: Sequence[RankedBackbone], absent: Sequence[str]) -> str:

@@ -96,8 +96,7 @@ def measure(
     right = probabilities.argmax(axis=1) == targets
     confidence, brier = _of_rows(probabilities, targets, 1.0)
     before, brier_before = _of_rows(probabilities, targets, temperature)
-    error = _error(confidence, right)
-    chance = _by_chance(confidence, right, groups, seed)
+    error, chance, _, verdict = _judged(confidence, right, groups, seed)
     return Calibration(
         temperature=temperature,
         confidence=float(confidence.mean()),
@@ -110,7 +109,7 @@ def measure(
         brier_before=brier_before,
         bins=_bins(confidence, right, groups),
         bins_before=_bins(before, right, groups),
-        verdict=_verdict(error, chance, _telling(right, groups)),
+        verdict=verdict,
     )
 
 
@@ -125,10 +124,7 @@ def judge(
     n = len(targets)
     right = probabilities.argmax(axis=1) == targets
     confidence = probabilities.max(axis=1).astype(np.float64)
-    error = _error(confidence, right)
-    chance = _by_chance(confidence, right, groups, seed)
-    telling = _telling(right, groups)
-    verdict = _verdict(error, chance, telling)
+    error, chance, telling, verdict = _judged(confidence, right, groups, seed)
     if verdict == "not_shown":
         return verdict, ""
     images = f"{n} image{'s' if n > 1 else ''}"
@@ -272,17 +268,19 @@ def _alikeness(surplus: Doubles, confidence: Doubles, groups: Ints) -> float:
     return float(np.clip(part + 2 * error, 0, 1))
 
 
-def _telling(right: Bools, groups: Ints | None) -> float:
-    """Counts the lone images that would tell as much."""
+def _judged(
+    confidence: Doubles, right: Bools, groups: Ints | None, seed: int
+) -> tuple[float, _Chance, float, Verdict]:
+    """Returns the error, that by chance, how many lone images would tell as much, the verdict."""
+    error, chance = _error(confidence, right), _by_chance(confidence, right, groups, seed)
     where = np.arange(len(right)) if groups is None else groups
     share = float(right.mean())
-    return intervals.effective_count(share, intervals.clustered_se(right - share, where), where)
-
-
-def _verdict(error: float, chance: _Chance, telling: float) -> Verdict:
+    se = intervals.clustered_se(right - share, where)
+    telling = intervals.effective_count(share, se, where)
+    verdict: Verdict = "not_shown"
     if error > chance.rare and error - chance.mean > MARGIN:
-        return "off"
+        verdict = "off"
     # A model that is sure leaves little to chance, by its own word; few images cannot check that.
-    if chance.usual > TOO_FEW or telling < LEAST_TELLING:
-        return "too_few_images"
-    return "not_shown"
+    elif chance.usual > TOO_FEW or telling < LEAST_TELLING:
+        verdict = "too_few_images"
+    return error, chance, telling, verdict

@@ -8,6 +8,7 @@ import functools
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 import jinja2
 from markupsafe import Markup, escape
@@ -31,7 +32,7 @@ from trainer.reporting.findings import Adaptation
 from trainer.reporting.label_errors import RECALL_FLOOR
 from trainer.reporting.measured_on import NOUNS, how
 from trainer.reporting.plots import Dot
-from trainer.reporting.report import MAX_MATRIX, Report
+from trainer.reporting.report import MAX_MATRIX, PartName, Report
 
 _MOST_SHOWN = {"mistakes": 12, "examples": 6, "suspects": 12, "pairs": 6, "confused": 15}
 """On the page, where an image costs two milliseconds; the JSON lists more."""
@@ -75,11 +76,7 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
     wanted += [(f"all/{p.part}", p.place) for two in contradictions for p in two.images]
     parts: dict[str, Files] = {m.measured_on: m.part for m in measured}
     # Places among all images of a part, be they measured on or not.
-    parts |= {
-        "all/train": data.train,
-        "all/validation": data.validation,
-        "all/test": data.test,
-    }
+    parts |= {f"all/{name}": getattr(data, name) for name in get_args(PartName)}
     drawn = template().render(
         report=report,
         manifest=report.manifest,

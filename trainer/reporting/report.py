@@ -1,7 +1,7 @@
 """A job's report as JSON, for programs; `trainer.reporting.page` makes a page of it."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -22,7 +22,6 @@ from trainer.reporting.findings import (
     Grouped,
     Growth,
     OutOfDistribution,
-    Twins,
 )
 from trainer.reporting.label_errors import Suspect
 from trainer.reporting.left_out import LeftOutTable
@@ -257,7 +256,10 @@ def collect(
         suspects_expected_wrong=findings.suspects.expected_wrong,
         suspects_unjudged=[data.classes[i] for i in findings.suspects.unjudged],
         grouped=findings.grouped,
-        contradictions=[_pair(data, twins) for twins in findings.contradictions[:_PAIRS]],
+        contradictions=[
+            PairShown(_named(data, twins.first), _named(data, twins.second), twins.similarity)
+            for twins in findings.contradictions[:_PAIRS]
+        ],
         contradiction_count=len(findings.contradictions),
         adaptation=findings.adaptation,
         backbones=findings.backbones,
@@ -339,19 +341,11 @@ def _suspect(data: Data, measured: Measured, suspect: Suspect) -> SuspectShown:
     )
 
 
-def _pair(data: Data, twins: Twins) -> PairShown:
-    return PairShown(_named(data, twins.first), _named(data, twins.second), twins.similarity)
-
-
 def _named(data: Data, place: int) -> ImageNamed:
-    parts: list[tuple[PartName, Part]] = [
-        ("train", data.train),
-        ("validation", data.validation),
-        ("test", data.test),
-    ]
-    for name, part in parts:
+    name: PartName
+    for name in get_args(PartName):
+        part: Part = getattr(data, name)
         if place < len(part):
-            label = data.classes[int(part.targets[place])]
-            return ImageNamed(part.names[place], name, place, label)
+            break
         place -= len(part)
-    raise IndexError(place)
+    return ImageNamed(part.names[place], name, place, data.classes[int(part.targets[place])])
