@@ -1,7 +1,6 @@
 """Which backbone comes first, what it says of the others, and what it does without time."""
 
 import hashlib
-import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +29,8 @@ from service.engine.runtime import Read
 from service.errors import InvalidInput, Reason, WrongState
 from tests import photographs
 from tests.fake_runtime import FakeSession
-from tests.trainer.conftest import GUARD_S, MakeFolder, Told, source_of
-from trainer import data, download, ranked_backbone, ranking
+from tests.trainer.conftest import MakeFolder, Told, source_of
+from trainer import data, ranked_backbone, ranking
 from trainer.__main__ import main
 from trainer.job import Job
 from trainer.weights import Weights
@@ -356,20 +355,6 @@ def test_only_what_is_available_leaves_the_others_out_and_says_so(
     assert names(ranked) == ["resnet18"]
     assert ranked.ranking[0].weights == "IMAGENET1K_V1"
     assert ranked.explanation.endswith("weights are not on this machine: resnet50.")
-
-
-def test_a_download_that_takes_too_long_is_let_go_and_its_error_is_passed_on() -> None:
-    release = threading.Event()
-    with pytest.raises(TimeoutError):
-        download.within(0.05, lambda: release.wait(GUARD_S))
-    release.set()
-    download.within(GUARD_S, lambda: None)
-
-    def fail() -> None:
-        raise WrongState(Reason.WEIGHTS_UNAVAILABLE, "no network")
-
-    with pytest.raises(WrongState, match="no network"):
-        download.within(GUARD_S, fail)
 
 
 def test_int8_servers_measure_the_quantised_file_where_there_is_one(

@@ -15,6 +15,7 @@ from torch import nn
 
 from service.errors import InvalidInput, Reason, WrongState
 from tests.architecture.test_outside_data import Evil
+from tests.trainer.conftest import GUARD_S
 from trainer import backbones, download
 from trainer.weights import Weights
 
@@ -264,3 +265,17 @@ def test_timms_weights_in_a_mirror_need_no_network_but_must_fit(
     written(path, {name: tensor for name, tensor in state.items() if name != "cls_token"})
     with pytest.raises(WrongState, match=rf"do not fit timm/test_vit.*cls_token.*delete {path}"):
         backbones.load("timm/test_vit", "", 0, tmp_path)
+
+
+def test_a_download_that_takes_too_long_is_let_go_and_its_error_is_passed_on() -> None:
+    release = threading.Event()
+    with pytest.raises(TimeoutError):
+        download.within(0.05, lambda: release.wait(GUARD_S))
+    release.set()
+    download.within(GUARD_S, lambda: None)
+
+    def fail() -> None:
+        raise WrongState(Reason.WEIGHTS_UNAVAILABLE, "no network")
+
+    with pytest.raises(WrongState, match="no network"):
+        download.within(GUARD_S, fail)
