@@ -153,11 +153,8 @@ def near_empty_manifest(backbone: bytes, head: Head, model: str = "", job_id: st
     )
 
 
-def near_empty_backbone(name: str = NEAR_EMPTY) -> bytes:
-    """uint8 [n, 224, 224, 3] to features float32 [n, 8]: means of 8 columns of one row.
-
-    Each name makes another file.
-    """
+def near_empty_backbone() -> bytes:
+    """uint8 [n, 224, 224, 3] to features float32 [n, 8]: means of 8 columns of one row."""
     row = [[0, 0], [1, _FEATURES], [1, 2]]  # the first row's first 8 pixels
     slices = [
         numpy_helper.from_array(np.array(values, dtype=np.int64), name)
@@ -171,7 +168,7 @@ def near_empty_backbone(name: str = NEAR_EMPTY) -> bytes:
     size = DEFAULT_DECODING.size
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", size, size, 3])
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", _FEATURES])
-    graph = helper.make_graph(nodes, name, [images], [features], slices)
+    graph = helper.make_graph(nodes, NEAR_EMPTY, [images], [features], slices)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.checker.check_model(model)
     serialized: bytes = model.SerializeToString()
