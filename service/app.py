@@ -176,7 +176,7 @@ class App:
             self._environment,
             metrics,
             threads=threads,
-            is_shared=access.is_shared,
+            is_shared=lambda: access.authenticator.is_shared,
             on_damage=on_damage,
         )
         models, datasets, jobs = stores.models, stores.datasets, stores.jobs

@@ -18,7 +18,7 @@ or after SIGTERM. Knows no torch, no gRPC, no database.
 """
 
 from enum import IntEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -41,6 +41,7 @@ from service.domain import (
     PrecisionSetting,
     ProviderSetting,
     ReadSummary,
+    Share,
 )
 from service.errors import Reason
 
@@ -64,7 +65,6 @@ __all__ = [  # what it passes on; its own names follow
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 AtLeastZero = Annotated[float, msgspec.Meta(ge=0)]
 BelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Epochs = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 MOST_RANKED_IMAGES = 2000
@@ -153,9 +153,7 @@ class DomainAdaptation(msgspec.Struct, frozen=True, tag="domain_adaptation", kw_
 Method = Auto | FeatureBased | ModelBased | DomainAdaptation
 
 Baseline = Literal["linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean"]
-BASELINES: tuple[Baseline, ...] = (
-    "linear_probe", "full_fine_tune", "from_scratch", "nearest_class_mean",
-)  # fmt: skip
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):

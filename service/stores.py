@@ -127,9 +127,12 @@ def open_stores(
     scratch.prepare(config.data_dir)
     permissions.close_to_others(config.data_dir)
     objects = BlobFolder(config.blobs_folder)
-    blobs = Blobs(
-        database, objects, _local_blobs(config, objects), on_damaged=metrics.blobs_damaged.inc
+    local = (
+        BlobCache(objects, config.data_dir / "cache", config.blob_cache_mb * MIB)
+        if config.blob_cache_mb
+        else InPlace(objects)
     )
+    blobs = Blobs(database, objects, local, on_damaged=metrics.blobs_damaged.inc)
     changes = Changes(database)
     jobs = JobStore(database, config.max_queued_jobs, is_shared, config.default_backbone)
     quotas = Quotas(
@@ -149,9 +152,19 @@ def open_stores(
         max_bytes=config.max_backbone_mb * MIB,
     )
     stack.callback(backbones.close)
-    datasets, edits = _datasets(
-        stack, config, database, blobs, changes, threads, environment, quotas
+    reader = ReaderProcesses(
+        config.data_dir, environment, threads=threads, niceness=config.trainer_niceness
     )
+    limits = Limits(
+        max_upload_bytes=config.max_upload_mb * MIB,
+        max_unpacked_bytes=config.max_unpacked_mb * MIB,
+        max_files=config.max_dataset_files,
+    )
+    keeper = DatasetKeeper(database, blobs, quotas, config.data_dir / "uploads")
+    datasets = DatasetStore(database, keeper, reader, limits, quotas)
+    stack.callback(datasets.close)
+    edits = DatasetEdits(database, keeper, changes, partial(_forget, config.feature_cache))
+    stack.callback(edits.close)
     return Stores(
         database=database,
         objects=objects,
@@ -165,39 +178,7 @@ def open_stores(
     )
 
 
-def _datasets(
-    stack: AsyncExitStack,
-    config: Config,
-    database: Database,
-    blobs: Blobs,
-    changes: Changes,
-    threads: int,
-    environment: Mapping[str, str],
-    quotas: Quotas,
-) -> tuple[DatasetStore, DatasetEdits]:
-    reader = ReaderProcesses(
-        config.data_dir, environment, threads=threads, niceness=config.trainer_niceness
-    )
-    limits = Limits(
-        max_upload_bytes=config.max_upload_mb * MIB,
-        max_unpacked_bytes=config.max_unpacked_mb * MIB,
-        max_files=config.max_dataset_files,
-    )
-    keeper = DatasetKeeper(database, blobs, quotas, config.data_dir / "uploads")
-    store = DatasetStore(database, keeper, reader, limits, quotas)
-    stack.callback(store.close)
-    edits = DatasetEdits(database, keeper, changes, partial(_forget, config.feature_cache))
-    stack.callback(edits.close)
-    return store, edits
-
-
 def _forget(feature_cache: Path | None, tenant: str, image_digest: str) -> None:
     """Forgets the features that are kept of a tenant's image."""
     if feature_cache is not None:
         feature_caches.forget(feature_cache, cache_owner(tenant), image_digest)
-
-
-def _local_blobs(config: Config, store: BlobStore) -> InPlace | BlobCache:
-    if not config.blob_cache_mb:
-        return InPlace(store)
-    return BlobCache(store, config.data_dir / "cache", config.blob_cache_mb * MIB)

@@ -80,10 +80,6 @@ class AccessControl:
         """Returns how many bytes a tenant may store; None for no limit."""
         return self._tokens.max_stored_bytes_of(tenant) if self._tokens else None
 
-    def is_shared(self) -> bool:
-        """Returns whether several tenants share the server now."""
-        return self.authenticator.is_shared
-
     def watch(self, stack: AsyncExitStack, on_change: Callable[[], None]) -> None:
         """Polls the files until the stack is left.
 

@@ -111,42 +111,49 @@ _PREDICT: frozenset[Role] = frozenset({"predict", "admin"})
 _TRAIN: frozenset[Role] = frozenset({"train", "admin"})
 _ADMIN: frozenset[Role] = frozenset({"admin"})
 
-_SERVICES: Mapping[str, Mapping[frozenset[Role], str]] = {
+_SERVICES: Mapping[str, Mapping[frozenset[Role], tuple[str, ...]]] = {
     "graft.v1.FineTuningService": {
-        _TRAIN: "FineTune GetJob ListJobs WatchJob CancelJob DeleteJob RankBackbones",
+        _TRAIN: (
+            "FineTune", "GetJob", "ListJobs", "WatchJob", "CancelJob", "DeleteJob", "RankBackbones",
+        ),
     },
     "graft.v1.DatasetService": {
-        _TRAIN: "UploadDataset GetDataset ListDatasets DeleteDataset AddImages RemoveImages "
-        "RelabelImages ListImages",
-        _ADMIN: "EraseImage",
+        _TRAIN: (
+            "UploadDataset", "GetDataset", "ListDatasets", "DeleteDataset", "AddImages",
+            "RemoveImages", "RelabelImages", "ListImages",
+        ),
+        _ADMIN: ("EraseImage",),
     },
     "graft.v1.BackboneService": {
-        _TRAIN: "ListBackbones",
-        _ADMIN: "RegisterBackbone DeleteBackbone",
+        _TRAIN: ("ListBackbones",),
+        _ADMIN: ("RegisterBackbone", "DeleteBackbone"),
     },
-    "graft.v1.PredictionService": {
-        _PREDICT: "Predict PredictStream",
-    },
+    "graft.v1.PredictionService": {_PREDICT: ("Predict", "PredictStream")},
     "graft.v1.ModelService": {
-        _ANY: "GetModel ListModels GetVersion ListVersions",
-        _TRAIN: "SetAlias DeleteAlias RollbackAlias PromoteVersion GetReport ExportModel",
-        _ADMIN: "DeleteModel DeleteVersion",
+        _ANY: ("GetModel", "ListModels", "GetVersion", "ListVersions"),
+        _TRAIN: (
+            "SetAlias", "DeleteAlias", "RollbackAlias", "PromoteVersion", "GetReport",
+            "ExportModel",
+        ),
+        _ADMIN: ("DeleteModel", "DeleteVersion"),
     },
     "inference.GRPCInferenceService": {
-        _PREDICT: "ServerLive ServerReady ModelReady ServerMetadata ModelMetadata ModelInfer "
-        "ModelStreamInfer ModelConfig ModelStatistics RepositoryIndex",
-        _ADMIN: "RepositoryModelLoad RepositoryModelUnload",
+        _PREDICT: (
+            "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata",
+            "ModelInfer", "ModelStreamInfer", "ModelConfig", "ModelStatistics", "RepositoryIndex",
+        ),
+        _ADMIN: ("RepositoryModelLoad", "RepositoryModelUnload"),
     },
-    "grpc.reflection.v1.ServerReflection": {_ANY: "ServerReflectionInfo"},
-    "grpc.reflection.v1alpha.ServerReflection": {_ANY: "ServerReflectionInfo"},
-}
+    "grpc.reflection.v1.ServerReflection": {_ANY: ("ServerReflectionInfo",)},
+    "grpc.reflection.v1alpha.ServerReflection": {_ANY: ("ServerReflectionInfo",)},
+}  # fmt: skip
 """Names of methods by the roles of which any one is enough."""
 
 RULES: Mapping[str, frozenset[Role]] = {
     f"/{service}/{method}": roles
     for service, methods_of in _SERVICES.items()
     for roles, methods in methods_of.items()
-    for method in methods.split()
+    for method in methods
 }
 """The roles of which any one is enough, by full method, "/graft.v1.ModelService/GetModel"."""
 

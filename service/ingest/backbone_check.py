@@ -54,13 +54,16 @@ def main() -> int:
         child.send(_checked(task))
     except GraftError as error:
         child.send(Failed(reason=error.reason, message=error.message))
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            child.send(_no_memory(task))
-        else:
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             child.send(Failed(errno=error.errno or 0, message=error.strerror or str(error)))
-    except MemoryError:
-        child.send(_no_memory(task))
+        else:
+            most = (_LOAD_FACTOR * task.file_bytes + _LOAD_BYTES) // _MIB
+            refusal = unusable(
+                f"it takes more than the {most} MiB of memory that a file of its size may: choose "
+                "a smaller network, or keep its constants in the file"
+            )
+            child.send(Failed(reason=refusal.reason, message=refusal.message))
     return 0
 
 
@@ -200,15 +203,6 @@ def _allow(more_bytes: int) -> None:
 def _is_memory(error: Exception) -> bool:
     text = str(error)
     return "bad_alloc" in text or "allocate" in text
-
-
-def _no_memory(task: Task) -> Failed:
-    most = (_LOAD_FACTOR * task.file_bytes + _LOAD_BYTES) // _MIB
-    error = unusable(
-        f"it takes more than the {most} MiB of memory that a file of its size may: choose a "
-        "smaller network, or keep its constants in the file"
-    )
-    return Failed(reason=error.reason, message=error.message)
 
 
 if __name__ == "__main__":

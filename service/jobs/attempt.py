@@ -259,10 +259,10 @@ class Attempts:
         if code == -signal.SIGKILL:
             is_ranking = isinstance(job.request, RankRequest)
             smaller = (
-                "name smaller backbones" if is_ranking else ("use a smaller backbone or batch_size")
+                "name smaller backbones" if is_ranking else "use a smaller backbone or batch_size"
             )
             return Crashed(Reason.OUT_OF_MEMORY, oom.why_killed(smaller))
-        how = f"with code {code}" if code >= 0 else f"by {_signal_name(-code)}"
+        how = f"with code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         if code == ExitCode.STOPPED:
             how = "because it was told to by somebody else"
         return Crashed(
@@ -440,13 +440,6 @@ def _too_long(request: JobRequest | RankRequest, limit_s: float) -> str:
         f"the job did not end within {limit_s:.4g} s: allow more time, or train for fewer epochs "
         "or on fewer images"
     )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 class ShownProgress:

@@ -44,7 +44,7 @@ from service.domain import (
 from service.errors import InvalidInput, NotAllowed, NotFound, Reason, bad_field
 from service.ingest.grouping import NamedGroups
 from service.ingest.labels import check_given
-from service.jobs.weights import check_registered
+from service.jobs.weights import TRAINED_BASELINES, check_registered
 
 AUTO = "auto"
 """Names no backbone: the job chooses one by its data."""
@@ -52,7 +52,6 @@ DEFAULT_VALIDATION_FRACTION = 0.2
 MAX_REQUEST_ID_CHARS = 128
 DEFAULT_RANKING_S = 60.0
 _MAX_CLASS_RECALLS = 1000
-_TRAINED_BASELINES = {"full_fine_tune", "from_scratch"}
 _MAX_RANKED = 32
 _MAX_LABELS = 32
 _MAX_KEY_CHARS = 63
@@ -178,7 +177,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """
         if self.augmentation in (None, Augmentation()):
             return
-        if not _TRAINED_BASELINES.isdisjoint(self.baselines):
+        if not TRAINED_BASELINES.isdisjoint(self.baselines):
             return
         match self.method:
             case FeatureBased(augmented_views=0):

@@ -36,7 +36,7 @@ _CONNECT_S = 3.0
 """For one look at whether a host can be reached, with the look-up of its name."""
 _REMEMBERED_S = 60.0
 """How long the last look counts."""
-_TRAINED: tuple[Baseline, ...] = ("full_fine_tune", "from_scratch")
+TRAINED_BASELINES: frozenset[Baseline] = frozenset({"full_fine_tune", "from_scratch"})
 
 
 def available(folder: Path, exported: Exports) -> list[PretrainedBackbone]:
@@ -168,7 +168,7 @@ def registered_choices(
     settings: Settings, method: Method, baselines: Iterable[Baseline], tenant: str
 ) -> list[PretrainedBackbone]:
     """Returns a tenant's backbones that a job may choose from: all, or none where it trains one."""
-    is_trained = trains_network(method) or not set(_TRAINED).isdisjoint(baselines)
+    is_trained = trains_network(method) or not TRAINED_BASELINES.isdisjoint(baselines)
     return [] if is_trained else settings.registered_of(tenant)
 
 
@@ -204,7 +204,7 @@ def check_registered(
             f"{what}, and the technique {method.technique} trains one: leave the technique to the "
             f"service, or use one of {', '.join(FROZEN_TECHNIQUES)}",
         )
-    if trained := [each for each in baselines if each in _TRAINED]:
+    if trained := [each for each in baselines if each in TRAINED_BASELINES]:
         raise bad_field(
             "baselines", f"{what}, and the baseline {trained[0]} trains one: leave it out"
         )

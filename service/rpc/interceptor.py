@@ -13,9 +13,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from functools import partial
 from typing import Any, cast
 
@@ -193,11 +193,18 @@ class Interceptor(aio.ServerInterceptor):
             request = await read(call, slot)
             if not is_generator:
                 return await answer(request, call.context)
-            with self._cut_at_close(request):
+            # `close` cuts a stream of requests.
+            streams = {request} if takes_many else set()
+            self._streams |= streams
+            try:
                 async with aclosing(answer(request, call.context)) as responses:
                     async for response in responses:
                         self._check_permission(call)
                         await message_io.send(call.context, response, self._timeout_s)
+            finally:
+                self._streams -= streams
+            if takes_many and request.is_cut:
+                raise stopping("try again when it is back")
             return None
 
         return serve
@@ -292,17 +299,3 @@ class Interceptor(aio.ServerInterceptor):
                 call.revoked = error
                 call.refused(error)
             raise
-
-    @contextmanager
-    def _cut_at_close(self, requests: Any) -> Iterator[None]:
-        """Lets `close` cut a stream of requests; raises Unavailable at the end of one that was."""
-        if not isinstance(requests, RequestStream):
-            yield
-            return
-        self._streams.add(requests)
-        try:
-            yield
-        finally:
-            self._streams.discard(requests)
-        if requests.is_cut:
-            raise stopping("try again when it is back")

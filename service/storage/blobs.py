@@ -50,13 +50,12 @@ class Blob:
 class BlobGone(Unavailable):
     """A blob that was put has been collected before it was referenced: put it again."""
 
-    def __init__(self, digests: Iterable[str]) -> None:
+    def __init__(self) -> None:
         super().__init__(
             Reason.STORAGE_BUSY,
             "what was stored was collected before it was used: try again",
             retry_after_s=1.0,
         )
-        self.digests = tuple(digests)
 
 
 class DigestMismatch(ValueError):  # noqa: N818 - named for what happened
@@ -239,7 +238,6 @@ class Blobs:
         They are those that `put` or `find` returned. Raises BlobGone when one of them has been
         collected since: it is to be put again.
         """
-        gone = []
         for blob in dict.fromkeys(blobs):
             row = connection.execute(
                 "UPDATE blobs SET touched_s = ?, doomed_s = NULL"
@@ -247,9 +245,7 @@ class Blobs:
                 (now_s(connection), blob.digest, blob.generation),
             ).fetchone()
             if row is None:
-                gone.append(blob.digest)
-        if gone:
-            raise BlobGone(gone)
+                raise BlobGone
 
     def are_there(self, digests: Iterable[str]) -> set[str]:
         """Returns those of these whose objects are in the store."""

@@ -132,7 +132,9 @@ class DatasetKeeper:
                         if _index_of(now) != _index_of(known):
                             continue
                         if base is not None:
-                            _check_unchanged(connection, base)
+                            there = dataset_rows.find_digest(connection, base.digest, tenant)
+                            if _index_of(there) != base.index_digest:
+                                raise DatasetChanged
                         record = _record_of(fitted, tenant, display_name, now)
                         self._blobs.reference(connection, blobs)
                         self._write(connection, fitted, record, now, max_stored_bytes)
@@ -299,16 +301,6 @@ class DatasetKeeper:
             blobs.append(known)
         failpoints.reach("dataset.files_put")
         return blobs
-
-
-def _check_unchanged(connection: Connection, record: DatasetRecord) -> None:
-    """Raises DatasetChanged where a dataset has another index now, or is gone."""
-    try:
-        now = dataset_rows.find(connection, record.dataset_id, record.tenant)
-    except NotFound:
-        raise DatasetChanged from None
-    if now.index_digest != record.index_digest:
-        raise DatasetChanged
 
 
 def made_of(edited: Edited, index_file: Path) -> Made:

@@ -132,7 +132,7 @@ class DatasetStore:
 
     def _begin(self, asked: _Asked, archive_format: ArchiveFormat) -> Upload:
         check_room = self._room(asked)
-        self._check_open(asked)
+        self._check_open(asked.is_abandoned)
         folder = self._keeper.new_folder()
         return Upload(
             folder,
@@ -169,7 +169,7 @@ class DatasetStore:
             case_sensitive=case_sensitive,
             is_abandoned=is_abandoned or threading.Event(),
         )
-        self._check_open(asked)
+        self._check_open(asked.is_abandoned, is_for_job=True)
         folder = self._keeper.new_folder()
         try:
             request = ReadRequest(work=str(folder), archive=str(path), limits=self._limits)
@@ -194,13 +194,6 @@ class DatasetStore:
         The index goes into the folder `work`, which is made. With `most`, so many images are
         read, in turn from each class. Raises InvalidInput, and Unavailable when jobs are to stop.
         """
-        asked = _Asked(
-            "",
-            is_unlabelled,
-            tenant,
-            is_for_job=True,
-            is_abandoned=is_abandoned or threading.Event(),
-        )
         work.mkdir()
         request = ReadRequest(
             tenant=tenant,
@@ -212,7 +205,8 @@ class DatasetStore:
             limits=self._limits,
         )
         with fsync.full_disk_told():
-            self._reader.read(request, partial(self._check_open, asked), on_progress)
+            go_on = partial(self._check_open, is_abandoned or threading.Event(), is_for_job=True)
+            self._reader.read(request, go_on, on_progress)
         return ImageSource(folder=str(path), index_file=str(work / INDEX_FILE))
 
     def get(self, dataset_id: str, tenant: str) -> DatasetRecord:
@@ -305,10 +299,10 @@ class DatasetStore:
         """Makes what unpacks or decodes give up soon, with Unavailable."""
         self._closing.set()
 
-    def _check_open(self, asked: _Asked) -> None:
-        if self._closing.is_set() or (asked.is_for_job and self._leaving_jobs.is_set()):
+    def _check_open(self, is_abandoned: threading.Event, *, is_for_job: bool = False) -> None:
+        if self._closing.is_set() or (is_for_job and self._leaving_jobs.is_set()):
             raise stopping("send the dataset again soon")
-        if asked.is_abandoned.is_set():
+        if is_abandoned.is_set():
             raise Expired(Reason.DEADLINE_EXCEEDED, "the caller has gone: nothing is stored")
 
     def _room(self, asked: _Asked) -> Callable[[int], None] | None:
@@ -341,7 +335,8 @@ class DatasetStore:
                 if asked.base is not None:
                     index_file = kept.enter_context(self._keeper.index_file(asked.base))
                     request = msgspec.structs.replace(request, base=str(index_file))
-                read = self._reader.read(request, partial(self._check_open, asked), on_progress)
+                go_on = partial(self._check_open, asked.is_abandoned, is_for_job=asked.is_for_job)
+                read = self._reader.read(request, go_on, on_progress)
         except OverRoom as error:
             assert asked.max_stored_bytes is not None, "no other upload has a room"
             check_room(used, error.size_bytes, asked.max_stored_bytes)

@@ -154,9 +154,8 @@ class ModelStore:
                 (tenant, after, name_prefix, name_prefix, *values, limit + 1),
             ).fetchall()
             models = [_model_record(connection, row) for row in rows[:limit]]
-        if len(rows) <= limit:
-            return models, ""
-        return models, pagination.token("models", tenant, models[-1].key.name)
+        more = len(rows) > limit
+        return models, pagination.token("models", tenant, models[-1].key.name) if more else ""
 
     def delete_model(self, model: ModelKey, *, force: bool = False) -> None:
         """Deletes a model with its versions and aliases.
@@ -234,7 +233,7 @@ class ModelStore:
             number = version
             if number is None:
                 number = aliases.version_of(connection, model, alias or LATEST)
-            files = version_rows.files_of(version_rows.get(connection, model, number))
+            files = version_rows.record_of(version_rows.get(connection, model, number), {}).files
         with self._guard:
             # What changed during the read may be missing from it.
             if generation == self._generation:
@@ -272,7 +271,7 @@ class ModelStore:
                 " AND versions.model = pins.model AND versions.version = pins.version"
                 " ORDER BY pins.tenant, pins.model"
             )
-            return [version_rows.files_of(row) for row in rows]
+            return [version_rows.record_of(row, {}).files for row in rows]
 
     def list_versions(
         self, model: ModelKey, page_size: int, page_token: str
@@ -296,9 +295,8 @@ class ModelStore:
             rows, more = pagination.page(found, limit, "manifest_bytes")
             named = aliases.all_of(connection, model)
         versions = [version_rows.record_of(row, named) for row in rows]
-        if not more:
-            return versions, ""
-        return versions, pagination.token("versions", model.tenant, versions[-1].version)
+        token = pagination.token("versions", model.tenant, versions[-1].version) if more else ""
+        return versions, token
 
     def numbers(self, model: ModelKey) -> list[int]:
         """Returns the numbers of a model's versions, newest first; raises NotFound."""

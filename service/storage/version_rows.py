@@ -230,28 +230,14 @@ def record_of(row: Any, aliases: dict[str, int]) -> VersionRecord:
         report_json_digest=row["report_json_digest"],
         report_html_digest=row["report_html_digest"],
         backbone=row["backbone"],
-        decoding=_decoding(row),
+        decoding=ImageDecoding(
+            row["background"], row["bit_depth"], row["image_size"], row["framing"]
+        ),
         gate_checks=tuple(gate_checks(row)),
         aliases=tuple(alias for alias, number in aliases.items() if number == row["version"]),
         is_candidate=bool(row["is_candidate"]),
         erased_images=row["erased_images"],
     )
-
-
-def files_of(row: Any) -> ModelFiles:
-    """Returns what the engine needs of a row of the table `versions`."""
-    return ModelFiles(
-        ModelKey(row["tenant"], row["model"]),
-        row["version"],
-        row["backbone_digest"],
-        row["head_digest"],
-        _decoding(row),
-    )
-
-
-def _decoding(row: Any) -> ImageDecoding:
-    """Returns how images of a row of the table `versions` become pixels."""
-    return ImageDecoding(row["background"], row["bit_depth"], row["image_size"], row["framing"])
 
 
 def gate_checks(row: Any) -> list[GateCheck]:
@@ -358,11 +344,9 @@ def version_not_found(connection: Connection, model: ModelKey, version: int) -> 
         "SELECT version FROM versions WHERE tenant = ? AND model = ? ORDER BY version DESC LIMIT ?",
         (*model, _SHOWN + 1),
     ).fetchall()
-    numbers = sorted(row["version"] for row in rows[:_SHOWN])
-    which = ", ".join(map(str, numbers))
-    there = (
-        f"its newest versions are {which}" if len(rows) > _SHOWN else f"its versions are {which}"
-    )
+    newest = "newest " if len(rows) > _SHOWN else ""
+    which = ", ".join(str(row["version"]) for row in reversed(rows[:_SHOWN]))
     return NotFound(
-        Reason.VERSION_NOT_FOUND, f"model {model.name} has no version {version}; {there}"
+        Reason.VERSION_NOT_FOUND,
+        f"model {model.name} has no version {version}; its {newest}versions are {which}",
     )

@@ -98,10 +98,9 @@ def test_what_was_collected_before_it_was_referenced_is_to_be_put_again(
     blob = blobs.put(file)
     assert Collector(database, store, grace_s=0).run().deleted == 1
 
-    with pytest.raises(BlobGone) as raised, database.transaction() as connection:
+    with pytest.raises(BlobGone), database.transaction() as connection:
         blobs.reference(connection, [blob])
 
-    assert raised.value.digests == (blob.digest,)
     again = blobs.put(file)
     with database.transaction() as connection:
         blobs.reference(connection, [again])
