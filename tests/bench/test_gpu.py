@@ -70,9 +70,14 @@ def test_what_is_no_number_is_never_right() -> None:
     assert gpu.differences("", features * math.nan, features, 1.0).is_right is False
 
 
-def test_a_process_that_is_shown_none_sees_none_and_one_that_fails_is_told() -> None:
+def test_a_process_that_is_shown_none_sees_none_and_one_that_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert gpu.sees("", "", [], 0).is_right
-    assert gpu.sees("", "", ["0"], 99).is_right is False
+    monkeypatch.setattr(gpu, "_SEES", "raise SystemExit('no driver')")
+    failed = gpu.sees("", "", ["0"], 0)
+    assert failed.is_right is False
+    assert failed.found == "ended with 1: no driver"
 
 
 @pytest.mark.parametrize("threads", [1, 3])

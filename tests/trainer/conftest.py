@@ -230,6 +230,11 @@ def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     For jobs of which something else is looked at than what a real network is worth:
     its training, its export and its check take milliseconds.
     """
+    make_small(monkeypatch)
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does what the fixture `small_network` does, for as long as is said."""
     # Imported late: many files here need no torch.
     from tests.trainer.small_network import small_backbone
     from trainer import backbones

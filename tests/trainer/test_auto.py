@@ -1,8 +1,6 @@
 """Whether the network is trained on, and what serves then; on a network of few weights."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -139,11 +137,6 @@ def test_time_that_training_has_not_is_said_with_what_to_ask_for(
     found = auto.hopeless(given)
     assert bool(found) == bool(said)
     assert all(text in found for text in said)
-
-
-def test_what_is_hopeless_needs_no_torch() -> None:
-    code = "import sys, trainer.methods.auto; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_network_that_wins_serves_averaged_with_the_frozen_head(

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from service.contract import (
     REPORT_HTML_FILE,
     REPORT_JSON_FILE,
     DomainAdaptation,
+    FeatureBased,
     Finished,
     Gate,
+    JobSpec,
     ModelBased,
 )
 from service.domain import ARGMAX, Decision, GateCheck, Manifest
 from service.engine import head as heads
 from service.engine.head import Head
 from service.errors import InvalidInput
-from tests.trainer.conftest import MakeFolder, MakeSpec, Told, incumbent, source_of
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told, incumbent, make_small, source_of
 from trainer import answers, evaluate, folders
 from trainer.data import Part
 from trainer.measuring import Measured
@@ -46,28 +49,51 @@ def imbalanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+RECALL = Gate(class_recalls={"light": 0.6})
+Ran = tuple[Manifest, dict[str, Any]]
+
+
 class Jobs:
     """Runs jobs on the imbalanced images, one of each decision."""
 
-    def __init__(self, folder: Path, make_spec: MakeSpec, told: Told, out: Path) -> None:
-        self.folder, self.make_spec, self.told, self.out = folder, make_spec, told, out
-        # Beside the images, which are the same for all tests, as their features are.
-        self.features = str(folder.with_name(f"{folder.name}.sqlite"))
+    def __init__(self, folder: Path, out: Path) -> None:
+        self.folder, self.out = folder, out
+        self.told: dict[str, Told] = {}
 
-    def run(self, name: str, **changes: object) -> tuple[Manifest, dict[str, Any]]:
+    def run(self, name: str, folder: Path | None = None, **changes: object) -> Ran:
         """Returns a job's manifest and its report."""
-        fields = {"out_dir": str(self.out / name), "feature_cache": self.features, **changes}
-        spec = self.make_spec(self.folder, **fields)
-        manifest = run(spec, self.told.append)
-        report = json.loads((self.out / name / REPORT_JSON_FILE).read_bytes())
-        return manifest, report
+        self.told[name] = Told()
+        fields: dict[str, object] = {
+            "job_id": "job-1",
+            "model": "greys",
+            "data": source_of(folder or self.folder),
+            "out_dir": str(self.out / name),
+            "method": FeatureBased(),
+            "weights_dir": str(self.out / "weights"),
+            "feature_cache": str(self.out / "features.sqlite"),
+            "device": "cpu",
+            "provider": "cpu",
+            "threads": 1,
+        }
+        manifest = run(JobSpec(**{**fields, **changes}), self.told[name].append)  # type: ignore[arg-type]
+        return manifest, json.loads((self.out / name / REPORT_JSON_FILE).read_bytes())
 
 
-@pytest.fixture
-def jobs(
-    imbalanced: Path, make_spec: MakeSpec, told: Told, tmp_path: Path, small_network: None
-) -> Jobs:
-    return Jobs(imbalanced, make_spec, told, tmp_path)
+@pytest.fixture(scope="module")
+def jobs(imbalanced: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    with pytest.MonkeyPatch.context() as patched:
+        make_small(patched)
+        yield Jobs(imbalanced, tmp_path_factory.mktemp("jobs"))
+
+
+@pytest.fixture(scope="module")
+def argmax(jobs: Jobs) -> Ran:
+    return jobs.run("argmax", gate=RECALL)
+
+
+@pytest.fixture(scope="module")
+def balanced(jobs: Jobs) -> Ran:
+    return jobs.run("balanced", gate=RECALL, decision=BALANCED)
 
 
 def check(manifest: Manifest) -> GateCheck:
@@ -80,10 +106,10 @@ def recall(report: dict[str, Any], label: str) -> float:
     return found
 
 
-def test_balanced_recognises_a_rare_class_and_passes_a_gate_that_argmax_fails(jobs: Jobs) -> None:
-    gate = Gate(class_recalls={"light": 0.6})
-    plain, before = jobs.run("argmax", gate=gate)
-    manifest, after = jobs.run("balanced", gate=gate, decision=BALANCED)
+def test_balanced_recognises_a_rare_class_and_passes_a_gate_that_argmax_fails(
+    jobs: Jobs, argmax: Ran, balanced: Ran
+) -> None:
+    (plain, before), (manifest, after) = argmax, balanced
     assert recall(before, "light") < 0.5 < recall(after, "light")
     assert (check(plain).verdict, check(manifest).verdict) == ("failed", "passed")
     assert check(manifest).value == recall(after, "light")
@@ -97,7 +123,7 @@ def test_balanced_recognises_a_rare_class_and_passes_a_gate_that_argmax_fails(jo
     assert manifest.headline is not None
     metrics = after["metrics"]
     assert manifest.headline.accuracy == metrics["accuracy"] < before["metrics"]["accuracy"]
-    assert jobs.told[-1] == Finished(metrics["accuracy"], 300)
+    assert jobs.told["balanced"][-1] == Finished(metrics["accuracy"], 300)
     assert sum(map(sum, metrics["confusion"])) == 300
     assert metrics["confusion"][1][1] == 30 * recall(after, "light")
     known = answers.load(jobs.out / "balanced" / ANSWERS_FILE).values()
@@ -110,19 +136,18 @@ def test_balanced_recognises_a_rare_class_and_passes_a_gate_that_argmax_fails(jo
 
 
 def test_the_report_says_what_each_rule_would_give_and_recommends_balanced_to_argmax_alone(
-    jobs: Jobs,
+    jobs: Jobs, argmax: Ran, balanced: Ran
 ) -> None:
-    _, plain = jobs.run("argmax")
-    _, balanced = jobs.run("balanced", decision=BALANCED)
+    plain, even = argmax[1], balanced[1]
     own = Decision(rule="thresholds", thresholds={"light": 0.2}, default_threshold=0.95)
     _, strict = jobs.run("thresholds", decision=own)
 
     def rows(report: dict[str, Any]) -> dict[str, Any]:
         return {row["rule"]: row for row in report["rules"]["rows"]}
 
-    assert list(rows(plain)) == list(rows(balanced)) == ["argmax", "balanced"]
+    assert list(rows(plain)) == list(rows(even)) == ["argmax", "balanced"]
     assert list(rows(strict)) == ["argmax", "balanced", "thresholds"]
-    for report, rule in ((plain, "argmax"), (balanced, "balanced"), (strict, "thresholds")):
+    for report, rule in ((plain, "argmax"), (even, "balanced"), (strict, "thresholds")):
         row, metrics = rows(report)[rule], report["metrics"]
         assert [name for name, each in rows(report).items() if each["is_own"]] == [rule]
         for name in ("accuracy", "balanced_accuracy"):
@@ -132,25 +157,24 @@ def test_the_report_says_what_each_rule_would_give_and_recommends_balanced_to_ar
         assert row["least_recall"]["value"] == pytest.approx(least["recall"])
         assert row["least_recall_class"] == least["label"]
         assert row["unanswered"]["value"] == metrics["unanswered"] / 300
-    assert rows(plain)["balanced"]["accuracy"] == rows(balanced)["balanced"]["accuracy"]
+    assert rows(plain)["balanced"]["accuracy"] == rows(even)["balanced"]["accuracy"]
 
     def advice(report: dict[str, Any]) -> list[str]:
         return [one["text"] for one in report["advice"] if "Decide by `balanced`" in one["text"]]
 
     (told,) = advice(plain)
     assert "for one image of light there are 9 of dark" in told
-    assert not advice(balanced)
+    assert not advice(even)
     assert not advice(strict)
     page = (jobs.out / "thresholds" / REPORT_HTML_FILE).read_text()
     assert "<b>thresholds</b> (the version's)" in page
 
 
 def test_an_answer_with_none_is_not_right_and_is_counted(jobs: Jobs) -> None:
-    manifest, report = jobs.run(
-        "thresholds", decision=Decision(rule="thresholds", default_threshold=0.95)
-    )
+    decision = Decision(rule="thresholds", default_threshold=0.95)
+    manifest, report = jobs.run("with none", decision=decision)
     metrics = report["metrics"]
-    known = answers.load(jobs.out / "thresholds" / ANSWERS_FILE).values()
+    known = answers.load(jobs.out / "with none" / ANSWERS_FILE).values()
     none = [one for one in known if one.answered == ""]
     assert 0 < metrics["unanswered"] == len(none) < 300
     assert all(one.probability < 0.95 for one in none)
@@ -163,11 +187,11 @@ def test_an_answer_with_none_is_not_right_and_is_counted(jobs: Jobs) -> None:
     assert all(one["probability"] >= 0.95 for one in shown)
 
 
-def test_versions_are_compared_by_the_decision_of_each(jobs: Jobs) -> None:
-    before, plain = jobs.run("argmax")
+def test_versions_are_compared_by_the_decision_of_each(jobs: Jobs, argmax: Ran) -> None:
+    before, plain = argmax
     gate = Gate(not_worse_than="latest")
     behind = incumbent(jobs.out / "argmax", before)
-    manifest, report = jobs.run("balanced", decision=BALANCED, gate=gate, **behind)
+    manifest, report = jobs.run("after argmax", decision=BALANCED, gate=gate, **behind)
     now, then = (r["metrics"]["accuracy"] for r in (report, plain))
     assert f"accuracy {now:.4f} against {then:.4f} of" in check(manifest).detail
     assert "identically" not in check(manifest).detail
@@ -196,7 +220,7 @@ def test_the_version_before_answers_by_its_own_decision(
 def test_a_threshold_of_a_class_that_the_images_do_not_have_fails_the_job(jobs: Jobs) -> None:
     decision = Decision(rule="thresholds", thresholds={"light": 0.5, "lihgt": 0.5})
     with pytest.raises(InvalidInput, match="'lihgt'; its classes are 'dark', 'light'") as caught:
-        jobs.run("thresholds", decision=decision)
+        jobs.run("of nothing", decision=decision)
     assert caught.value.field == "decision.thresholds.classes"
 
 
@@ -207,9 +231,9 @@ def test_a_network_decides_by_the_shares_of_the_images_that_it_learned_from(
         (tmp_path / "fewer" / label).mkdir(parents=True)
         for n in range(count):
             shutil.copy(jobs.folder / label / f"{n}.png", tmp_path / "fewer" / label)
-    jobs.folder = tmp_path / "fewer"
+    method = ModelBased(epochs=1)
     manifest, report = jobs.run(
-        "network", method=ModelBased(epochs=1), decision=BALANCED, validation_fraction=0.3
+        "network", tmp_path / "fewer", method=method, decision=BALANCED, validation_fraction=0.3
     )
     head = heads.load((jobs.out / "network" / HEAD_FILE).read_bytes())
     assert head.prior is not None

@@ -113,19 +113,19 @@ def test_on_a_gpu_one_thread_runs_large_batches_of_what_the_others_decode(
 
     source.session.run = seen  # type: ignore[method-assign]
     made = Features(source, threads=3)
-    loaded = data.load(make_folder(per_class=150))
+    loaded = data.load(make_folder(per_class=70))
     np.testing.assert_array_equal(made.of(loaded.train), expected(loaded.train))
-    assert source.session.batches == [128, 128, 44]
+    assert source.session.batches == [128, 12]
     assert threads == {threading.get_ident()}
     views = made.of_views(loaded.train.at(range(40)), 4, 0, Views())
     assert views.shape == (4, 40, 3)
-    assert source.session.batches[3:] == [128, 32]
+    assert source.session.batches[2:] == [128, 32]
 
 
 def test_on_a_gpu_an_image_that_cannot_be_read_ends_it_at_once(make_folder: MakeFolder) -> None:
     source = FakeSource()
     source.is_gpu = True
-    folder = make_folder(per_class=100)
+    folder = make_folder(per_class=70)
     loaded = data.load(folder)
     (folder / "red" / "3.png").write_bytes(b"changed")
     with pytest.raises(InvalidInput) as caught:

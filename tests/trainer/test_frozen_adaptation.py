@@ -1,7 +1,5 @@
 """Adaptation on frozen features: the formulas, the way back to raw features, the choice."""
 
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
@@ -239,11 +237,10 @@ def test_source_only_is_kept_where_adapting_does_not_look_better_unless_asked_ot
     assert accuracy(forced, target) < accuracy(kept, target)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("only", [0, 1, 2, 3])
-def test_source_only_is_kept_for_a_target_of_one_class(only: int, seed: int) -> None:
+def test_source_only_is_kept_for_a_target_of_one_class(only: int) -> None:
     counts = tuple(60 if c == only else 0 for c in range(4))
-    source, target = domains(target_counts=counts, gap=0.5, seed=seed)
+    source, target = domains(target_counts=counts, gap=0.5, seed=only)
     kept = run(source, target, "auto")
     assert kept.doubt in ("one_class", "classes_unseen") and not kept.has_adapted
     assert kept.seen < brakes.LEAST_SEEN
@@ -349,12 +346,3 @@ def test_a_handful_of_images_is_enough(technique: str) -> None:
     source, target = domains(per_class=2, target_counts=(1, 1, 0, 0))
     adapted = run(source, target, technique, always_adapt=True)
     assert np.isfinite(adapted.weight).all() and np.isfinite(adapted.temperature)
-
-
-def test_adapting_frozen_features_needs_neither_torch_nor_scikit_learn() -> None:
-    code = (
-        "import sys, trainer.adaptation.frozen; "
-        "print([m for m in ('torch', 'sklearn', 'matplotlib') if m in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"

@@ -466,10 +466,8 @@ def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
     ranked = ranking.rank(
         spec(
             tmp_path / "few",
-            *(
-                PretrainedBackbone(backbone=name, weights="random")
-                for name in ("timm/test_resnet", "resnet18")
-            ),
+            PretrainedBackbone(backbone="timm/test_resnet", weights="random"),
+            PretrainedBackbone(backbone="resnet18", weights="random"),
             PretrainedBackbone(backbone="efficientnet_lite0", exported=default_forms["exported"]),
             files=default_forms["files"],
             time_budget_s=3600.0,

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from service.contract import BACKBONE_FILE, REFERENCE_FILE, ExportedBackbone, FeatureBased, Finished
 from service.engine import head as heads
 from service.errors import Damaged, GraftError, Reason
-from tests.trainer.conftest import MakeFolder, MakeSpec, Told, exported_of, made_without_torch
+from tests.trainer.conftest import MakeFolder, MakeSpec, Told, made_without_torch
 from trainer import backbones, export, reference
 from trainer.reference import Classifier, Reference
 from trainer.train import run
@@ -62,17 +63,29 @@ def test_a_file_that_is_no_reference_is_told_as_that(tmp_path: Path) -> None:
 
 
 def test_few_images_are_asked_of_the_pretrained_classifier_without_torch(
-    make_folder: MakeFolder, make_spec: MakeSpec, told: Told, tmp_path: Path
+    make_folder: MakeFolder,
+    make_spec: MakeSpec,
+    told: Told,
+    default_forms: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, method = make_folder(per_class=4), FeatureBased(l2=1e-2)
-    first = run(make_spec(folder, method=method), told.append)
-    out = tmp_path / "out"
-    kept = reference.load(out / REFERENCE_FILE)
+    (digest,) = (form.reference for form in default_forms["exported"] if form.reference)
+    kept = reference.load(Path(default_forms["files"][digest]))
     assert kept.classifier is not None and kept.classifier.weight.shape == (1000, 1280)
     assert kept.features.shape[1] > 1280, "middle layers are there to choose"
-    again = make_spec(
-        folder, method=method, out_dir=str(tmp_path / "again"), **exported_of(first, out)
-    )
+    asked: list[int] = []
+    sureness = Classifier.sureness
+
+    def counted(self: Classifier, features: np.ndarray) -> float:
+        asked.append(len(features))
+        return sureness(self, features)
+
+    monkeypatch.setattr(Classifier, "sureness", counted)
+    spec = make_spec(make_folder(per_class=4), method=FeatureBased(l2=1e-2), **default_forms)
+    first = run(spec, told.append)
+    assert asked == [8]
+    again = msgspec.structs.replace(spec, out_dir=str(tmp_path / "again"))
     manifest = made_without_torch(again, tmp_path)
     assert manifest.hyperparameters == first.hyperparameters
     assert not (tmp_path / "again" / BACKBONE_FILE).exists()

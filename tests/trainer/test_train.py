@@ -214,8 +214,8 @@ def test_frozen_stages_and_batch_norm_stay_as_they_were(
         train_from_stage="layer4",
         freeze_batch_norm=True,
     )
-    spec = make_spec(folder, method=method, backbone="resnet18", weights="random")
-    backbone = backbones.load("resnet18", "random", 0, tmp_path)
+    spec = make_spec(folder, method=method, backbone="timm/test_resnet", weights="random")
+    backbone = backbones.load("timm/test_resnet", "random", 0, tmp_path)
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
     loaded = data.load(folder)
     part = loaded.train
