@@ -41,10 +41,12 @@ demo: $(VENV)/.installed  ## Fine-tune and serve on sample images, left in demo/
 	@$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
 
 # Two files of tests at a time, the longest first: they wait for processes as much as they compute.
-# Lint and types are checked beside them, and what they find is the last that is printed.
+# Lint and types are checked beside them, and what they find is the last that is printed; before
+# that what servers of tests would export, each for itself, where the sources have changed.
 WORKERS ?= 2
 test: $(VENV)/.installed-dev $(VENV)/triton/.installed $(NODE)  ## Lint, type-check and run every test
-	@$(MAKE) --no-print-directory lint generate-check >$(VENV)/lint.txt 2>&1 & lint=$$!; \
+	@{ $(PY) -m trainer prepare && $(MAKE) --no-print-directory lint generate-check; } \
+	  >$(VENV)/lint.txt 2>&1 & lint=$$!; \
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$lint; lint=$$?; cat $(VENV)/lint.txt; test $$tests = 0 && test $$lint = 0
 

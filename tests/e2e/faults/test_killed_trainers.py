@@ -122,7 +122,9 @@ def test_a_backbone_whose_export_is_killed_is_exported_again(
 ) -> None:
     (done / "trainer.exported").unlink()
     few = [(digit, file) for digit in "01" for file in islice((digits / digit).iterdir(), 6)]
-    job = client.fine_tune(few, "exported", weights="random", method="feature_based")
+    job = client.fine_tune(
+        few, "exported", backbone="timm/test_resnet", weights="random", method="feature_based"
+    )
     assert job.wait(GUARD_S).version == 1
     assert attempts_of(job) == 2
     assert (done / "trainer.exported").exists()
