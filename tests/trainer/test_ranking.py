@@ -120,11 +120,8 @@ def pretrained(tmp_path: Path) -> MakeBackbone:
         digest = hashlib.sha256(content).hexdigest()
         (tmp_path / f"{digest}.onnx").write_bytes(content)
         name = Weights(backbone, weights, 0, tmp_path).name
-        return PretrainedBackbone(
-            backbone=backbone,
-            weights=weights,
-            exported=[ExportedBackbone(weights=name, digest=digest)],
-        )
+        exported = [ExportedBackbone(weights=name, digest=digest)]
+        return PretrainedBackbone(backbone=backbone, weights=weights, exported=exported)
 
     return make
 
