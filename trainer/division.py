@@ -18,7 +18,6 @@ from service.ingest.names import shown
 from service.ingest.packs import Location
 from trainer.arrays import Bools, Doubles, Ints
 
-_LISTED = 10
 _PARTS: tuple[PartName, ...] = ("train", "val", "test")
 _ATTRIBUTES: dict[PartName, str] = {"train": "train", "val": "validation", "test": "test"}
 
@@ -204,8 +203,8 @@ def check_classes(found: Division, warnings: list[str]) -> tuple[str, ...]:
     return tuple(sorted(learned))
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], most: int = 10) -> str:
     """Returns the first names, and how many more there are."""
     shown = list(names)
-    more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
-    return ", ".join(shown[:_LISTED]) + more
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more

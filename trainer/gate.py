@@ -18,6 +18,7 @@ from service.engine.preprocess import Pixels
 from service.engine.runtime import Session
 from trainer import intervals
 from trainer.arrays import Bools, Ints
+from trainer.division import listed
 from trainer.evaluate import Metrics
 
 _POWER_Z = 0.841621
@@ -214,10 +215,11 @@ def _class_recall(asked: Gate, metrics: Metrics | None) -> GateCheck:
             for label in (below or order[:1])[:_NAMED]]  # fmt: skip
     told += [f"and {len(below) - _NAMED} more classes"] if len(below) > _NAMED else []
     if unknown:
-        told.append(f"no class of the version is called {_listed(unknown)}")
-    if unmeasured or metrics is None:
-        told.append(f"no image of {_listed(unmeasured)} could be measured on" if unmeasured
-                    else "no image could be measured on")  # fmt: skip
+        told.append(f"no class of the version is called {listed(map(repr, unknown), _NAMED)}")
+    if unmeasured:
+        told.append(f"no image of {listed(map(repr, unmeasured), _NAMED)} could be measured on")
+    elif metrics is None:
+        told.append("no image could be measured on")
     verdict: Verdict = "passed"
     if below or unknown:
         verdict = "failed"
@@ -324,8 +326,3 @@ def _check(
 
 def _verdict(passed: bool) -> Verdict:
     return "passed" if passed else "failed"
-
-
-def _listed(labels: Sequence[str]) -> str:
-    named = ", ".join(map(repr, labels[:_NAMED]))
-    return named + (f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else "")

@@ -5,6 +5,7 @@ kernels run. That memory is kept: to pin a tensor at every step costs more than 
 PyTorch tutorial on pin_memory and non_blocking). On a CPU batches stay where they are.
 """
 
+import itertools
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
@@ -81,7 +82,7 @@ class Uploads:
             yield from batches
             return
         with ThreadPoolExecutor(1, thread_name_prefix="upload") as pool:
-            slots = self._turns()
+            slots = itertools.cycle(self._slots)
             upcoming = pool.submit(_send_next, batches, link, slots)
             try:
                 while (found := upcoming.result()) is not None:
@@ -90,10 +91,6 @@ class Uploads:
                     yield found[0]
             finally:
                 _ended(upcoming)
-
-    def _turns(self) -> "Iterator[_Slot]":
-        while True:
-            yield from self._slots
 
 
 class _Slot:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from service.backbones import FILE, HOSTS, NO_LICENCE, PIN, RANDOM, found
 from service.errors import GraftError, InvalidInput, Reason, WrongState
 from trainer import liveness
+from trainer.division import listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -163,7 +164,7 @@ class Weights:
                 name for name in state if name not in own and name.split(".")[0] not in heads
             ]),
         ]  # fmt: skip
-        told = [f"{kind}: {_listed(names)}" for kind, names in problems if names]
+        told = [f"{kind}: {listed(names, _SHOWN)}" for kind, names in problems if names]
         if told:
             text = f"the tensors of {self.name} do not fit {self.row.name}; {'; '.join(told)}"
             raise self.misfit(text)
@@ -258,8 +259,3 @@ def _tensors(path: Path) -> "State":
 
 def _shape(tensor: "Tensor") -> str:
     return str(list(tensor.shape))
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

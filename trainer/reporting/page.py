@@ -101,7 +101,6 @@ def to_html(report: Report, data: Data, measured: Sequence[Measured]) -> str:
         how=how,
         gap_names=_GAP_NAMES,
         uncorrected=UNCORRECTED,
-        verdicts={"passed": "passed", "failed": "failed", "undecided": "undecided"},
         backbone_columns=_backbone_columns(report.backbones),
         floor=RECALL_FLOOR,
         is_copied=is_mostly_copied(report.grouped),

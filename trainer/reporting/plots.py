@@ -75,7 +75,7 @@ def reliability(bins: Sequence[Bin], before: Sequence[Bin]) -> Markup:
     for b in bins:
         x = axes.x(b.confidence)
         radius = 3 + 5 * math.sqrt(b.count / largest)
-        parts.append(_upright(x, axes.y(b.accuracy_low), axes.y(b.accuracy_high), "a"))
+        parts.append(_line("a", x, axes.y(b.accuracy_low), x, axes.y(b.accuracy_high)))
         parts.append(
             f'<circle class="dot" cx="{x:.1f}" cy="{axes.y(b.accuracy):.1f}" r="{radius:.1f}"/>'
         )
@@ -153,7 +153,7 @@ def histogram(bins: Sequence[ScoreBin], threshold: float) -> Markup:
             f'width="{max(right - left - 1, 0.5):.1f}" height="{axes.y(0) - y:.1f}"/>'
         )
     x = axes.x(threshold)
-    parts.append(_upright(x, axes.y(0), _TOP - 13, "ref"))
+    parts.append(_line("ref", x, axes.y(0), x, _TOP - 13))
     is_right = x > WIDTH * 0.7
     parts.append(
         _text(x + (-4 if is_right else 4), _TOP - 4, "threshold", "end" if is_right else "start")
@@ -236,10 +236,6 @@ def _ticks(low: float, high: float, about: int = 4) -> list[tuple[float, str]]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [(i * step, f"{i * step:.{digits}f}") for i in range(first, last + 1)]
-
-
-def _upright(x: float, y1: float, y2: float, kind: str) -> str:
-    return _line(kind, x, y1, x, y2)
 
 
 def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
