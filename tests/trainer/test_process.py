@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,11 +37,13 @@ from trainer.__main__ import main
 pytestmark = pytest.mark.e2e
 
 
-def start(spec: JobSpec, tmp_path: Path) -> "subprocess.Popen[bytes]":
+def start(
+    spec: JobSpec, tmp_path: Path, program: Sequence[str] = ("-m", "trainer")
+) -> "subprocess.Popen[bytes]":
     file = tmp_path / "spec.json"
     file.write_bytes(contract.encode(spec))
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer", "run", str(file)],
+        [sys.executable, *program, "run", str(file)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -67,13 +70,28 @@ def halting(tmp_path: Path, **changes: object) -> JobSpec:
     )
 
 
+TALKS = """
+import os, sys
+from trainer import __main__, train
+run = train.run
+def talking(*given):
+    print("a library has a word", flush=True)
+    os.write(1, b"so has native code\\n")
+    return run(*given)
+train.run = talking
+sys.exit(__main__.main())
+"""
+
+
 def test_a_job_speaks_records_alone_and_ends_with_ok(
     make_folder: MakeFolder, make_spec: MakeSpec, registered_file: Path, tmp_path: Path
 ) -> None:
     spec = make_spec(make_folder(per_class=5), **registered(registered_file))
-    with start(spec, tmp_path) as process:
+    with start(spec, tmp_path, ("-c", TALKS)) as process:
         told = records(process)
         assert process.wait(GUARD_S) == ExitCode.OK
+        assert process.stderr is not None
+        assert process.stderr.read() == b"a library has a word\nso has native code\n"
     assert isinstance(told[-1], Finished)
     assert (Path(spec.out_dir) / "head.safetensors").exists()
 
