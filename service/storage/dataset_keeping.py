@@ -197,6 +197,9 @@ class DatasetKeeper:
         gone = {image_digest}
         with self._database.read() as connection:
             sharing = dataset_rows.sharing(connection, holding, tenant)
+            # One that another erasure has just written anew would keep the image.
+            if not set(holding) <= set(dataset_rows.all_packs(connection, tenant)):
+                raise DatasetChanged
         folder = used.enter_context(self.folder())
         files = used.enter_context(self._blobs.files(holding, PACK))
         repacked, new_packs = _repack(files, folder, gone, go_on)

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -358,6 +359,28 @@ def test_many_erasures_and_changes_at_once_leave_no_byte(
         assert len(contents(datasets, record.dataset_id)) == 15
     kept = held(blobs, database)
     assert not any(content in kept for content in gone)
+
+
+def test_an_erasure_whose_pack_another_writes_anew_meanwhile_begins_anew(
+    datasets: DatasetStore,
+    keeper: DatasetKeeper,
+    edits: DatasetEdits,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = upload(datasets, IMAGES)
+    holding = keeper._holding
+    looks: list[str] = []
+
+    def found(image_digest: str, *others: Any) -> list[str]:
+        packs = holding(image_digest, *others)
+        looks.append(image_digest)
+        if len(looks) == 1:
+            edits.erase(digest(b"PIC2"), TENANT)
+        return packs
+
+    monkeypatch.setattr(keeper, "_holding", found)
+    assert edits.erase(digest(b"PIC1"), TENANT).dataset_ids == [first.dataset_id]
+    assert not {b"PIC1", b"PIC2"} & contents(datasets, first.dataset_id).keys()
 
 
 def test_versions_that_were_trained_on_an_image_are_named_and_counted_when_it_is_erased(
