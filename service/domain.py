@@ -149,7 +149,10 @@ class VersionSource(msgspec.Struct, frozen=True):
 
 
 class Parity(msgspec.Struct, frozen=True):
-    """Answers of what serves against PyTorch, or against the CPU provider for a registered file."""
+    """Answers of what serves against PyTorch, or against the CPU provider for a registered file.
+
+    Of a version in int8 the form in float32 is compared.
+    """
 
     max_difference: float
     """Largest absolute difference of a probability."""

@@ -6,6 +6,7 @@ import pytest
 from scipy.special import log_softmax
 
 from service.engine import head as heads
+from service.engine import outliers
 from service.engine.head import Head
 from service.engine.outliers import Outliers
 from service.errors import Damaged
@@ -52,6 +53,24 @@ def test_what_is_sure_beyond_what_float32_holds_gets_a_finite_score() -> None:
     outliers = replace(made(), energy_weight=1.0, energy_floor=-5.0, offset=100.0)
     said = np.array([[0, -np.inf, -200.0]], np.float32)
     assert np.isfinite(outliers.scores(np.zeros((1, 8), np.float32), said)).all()
+
+
+def test_what_is_kept_for_the_next_call_stays_within_its_bound_and_changes_no_answer() -> None:
+    rng = np.random.default_rng(0)
+    dim = outliers.KEPT_BYTES // 40  # three of them fit
+    features = rng.random((1, dim), np.float32)
+    made = [
+        Outliers(
+            rng.random((1, dim)).astype(np.float16), np.ones(dim, np.float32), np.empty(0, "<f2")
+        )
+        for _ in range(4)
+    ]
+    first = [each.distances(features) for each in made]
+    kept = outliers._prepared.cache
+    assert 0 < kept.currsize <= outliers.KEPT_BYTES
+    assert len(kept) == 3
+    for each, found in zip(made, first, strict=True):
+        assert (each.distances(features) == found).all()
 
 
 def test_a_head_keeps_its_outliers_through_a_file(tmp_path: Path) -> None:
