@@ -265,10 +265,11 @@ class Supervisor:
                 worker.interrupt("cancel")
         if self._now_s() < self._claim_at_s:
             return
-        # Before the claims, or what is due in between would be overlooked.
-        due_s = await asyncio.to_thread(self._claims.due_s)
-        wait_s = self._settings.beat_s if due_s is None else min(self._settings.beat_s, due_s)
-        self._claim_at_s = self._now_s() + wait_s
+        # Before the claims, or what is due in between would be overlooked; a wake that comes
+        # during the look brings it forward again, and that is kept.
+        self._claim_at_s = self._now_s() + self._settings.beat_s
+        if (due_s := await asyncio.to_thread(self._claims.due_s)) is not None:
+            self._claim_at_s = min(self._claim_at_s, self._now_s() + due_s)
         while (job := await self._claim(JobKind.FINE_TUNE, self._refused)) is not None:
             assert job.request.device
             problem = self._settings.device_problem(job.request.device)

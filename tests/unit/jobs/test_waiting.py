@@ -116,6 +116,36 @@ async def test_a_folder_that_is_read_only_or_does_not_answer_costs_few_attempts(
     assert record.crashes == 0
 
 
+async def test_a_job_that_is_deferred_during_a_look_for_due_ones_is_not_overlooked(
+    make_house: MakeHouse, queue: Queue, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = make_house(good())
+    supervisor, loop = house.supervisor, asyncio.get_running_loop()
+    due_s, spec, looked = house.claims.due_s, supervisor._attempts._specs.spec, threading.Event()
+
+    def deferred_meanwhile() -> float | None:
+        due = due_s()
+        if (workers := list(supervisor._workers.values())) and not looked.is_set():
+            looked.set()
+            ended = asyncio.wait([worker.task for worker in workers if worker.task is not None])
+            asyncio.run_coroutine_threadsafe(ended, loop).result(GUARD_S)
+        return due
+
+    def refused_once(*given: object, **named: object) -> object:
+        if looked.is_set():
+            return spec(*given, **named)  # type: ignore[arg-type]
+        loop.call_soon_threadsafe(supervisor.wake)
+        looked.wait(GUARD_S)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(house.claims, "due_s", deferred_meanwhile)
+    monkeypatch.setattr(supervisor._attempts._specs, "spec", refused_once)
+    job = queue(server_path=folder)
+    await supervisor.start()
+    record = await house.ended(job.job_id)
+    assert (record.state, record.attempts) == (JobState.SUCCEEDED, 2)
+
+
 def test_a_job_is_deferred_for_as_long_again_as_it_has_waited(make_house: MakeHouse) -> None:
     deferred_s = make_house(retry_s=5.0).settings.deferred_s
     assert [deferred_s(waited_s) for waited_s in (0, 3, 1000)] == [0.1, 3, 60]
