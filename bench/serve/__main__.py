@@ -42,7 +42,7 @@ from bench.serve.load import stamped
 from bench.serve.table import AGREE, BARE, DEFAULTS, OPEN, OPEN_PART, PLAIN, Backbone, Cell
 from service.engine import provider_table
 from service.engine.providers import choose_provider, computing, openvino_problem
-from service.engine.runtime import marked
+from service.engine.runtime import able, marked
 from service.ops import cpus
 
 PAUSE_S = 0.2
@@ -180,7 +180,7 @@ def version(client: Client, data_dir: Path, asked: str) -> tuple[str, Made]:
     known = provider_table.read(data_dir / "providers.json")
     if known is not None and about.backbone_digest in known.backbones:
         chosen = {**known.backbones[about.backbone_digest].providers}
-    elif provider.others:
+    elif len(able(provider, about.serving_precision)) > 1:  # type: ignore[arg-type]
         sys.exit(f"{about.backbone} was not measured:\n" + (data_dir / "service.log").read_text())
     if asked not in ("auto", about.serving_precision):
         sys.exit(f"a version in {asked} computes in {about.serving_precision}")

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import helper, numpy_helper
 
 from service.domain import Precision, ProviderSetting
 from service.engine import preprocess, providers, runtime
@@ -211,9 +212,12 @@ def test_what_providers_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     both = Provider("cpu", "", ("openvino",))
     for has_amx, bf16 in ((False, []), (True, ["openvino"])):
         monkeypatch.setattr(providers, "has_amx", lambda has_amx=has_amx: has_amx)
-        assert able(both, "fp32") == able(both, "int8") == ["cpu", "openvino"]
+        assert able(both, "fp32") == ["cpu", "openvino"]
         assert (able(both, "bf16"), able(both, "fp16")) == (bf16, [])
         assert able(Provider("cuda", ""), "fp16") == ["cuda"]
+    for has_vnni, int8 in ((False, ["cpu"]), (True, ["cpu", "openvino"])):
+        monkeypatch.setattr(providers, "has_vnni", lambda has_vnni=has_vnni: has_vnni)
+        assert able(both, "int8") == int8
 
 
 @needs_openvino
@@ -230,6 +234,46 @@ def test_openvino_gives_the_features_of_the_cpu_provider(
     expected = OnnxRuntime(CPU, 1).load(backbone.read_bytes).run(pixels)
     for cores in (2, 1):
         np.testing.assert_allclose(session.run(pixels, cores), expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("openvino", marks=needs_openvino)])
+def test_sums_of_int8_do_not_overflow(name: ProviderName, largest_sums: bytes) -> None:
+    session = OnnxRuntime(Provider(name, ""), 1).load(lambda: largest_sums)
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    np.testing.assert_allclose(session.run(white), 255 * 127 * white.size, rtol=0.01)
+
+
+@pytest.fixture(scope="module")
+def largest_sums() -> bytes:
+    """uint8 [n, 8, 8, 3] -> float32 [n, 4]: sums of all pixels, times 127, in int8."""
+    constants = {
+        "weight": np.full((FEATURES, 3, 8, 8), 127, np.int8),
+        "one": np.float32(1),
+        "step": np.float32(127 * 8 * 8 * 3),
+        "u8": np.uint8(0),
+        "s8": np.int8(0),
+    }
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("QuantizeLinear", ["planes", "one", "u8"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["rounded", "one", "u8"], ["pixels"]),
+        helper.make_node("DequantizeLinear", ["weight", "one", "s8"], ["weights"]),
+        helper.make_node("Conv", ["pixels", "weights"], ["sums"]),
+        helper.make_node("QuantizeLinear", ["sums", "step", "u8"], ["rounded sums"]),
+        helper.make_node("DequantizeLinear", ["rounded sums", "step", "u8"], ["convolved"]),
+        helper.make_node("Flatten", ["convolved"], ["features"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sums",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", 8, 8, 3])],
+        [helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["n", FEATURES])],
+        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 @needs_openvino
