@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from service.ops.cpus import available_cores
 from trainer.arrays import Doubles, Ints, Singles
 from trainer.folds import deal
-from trainer.logistic import Floats, Problem, Space, logits_of
+from trainer.logistic import Floats, Problems, Space, logits_of
 from trainer.penalty import LEARNED, LEAST_TEMPERATURE, Found, Search, strengths
 
 FALLBACK_RELATIVE_L2 = 1.0
@@ -134,8 +134,9 @@ def fit_best(
         choice = _Choice(candidates, targets, classes, l2, folds, pool, on_progress)
         at, space, found = choice.best()
         owners = np.arange(len(space.x)) % n
-        problem = Problem(space.x, space.variances, targets[owners], classes, pool)
-        solution = problem.solve_exactly(found.strength, found.start)
+        weights = np.ones((1, len(owners)), np.float32)
+        problems = Problems(space.x, space.variances, targets[owners], classes, pool, weights)
+        (solution,) = problems.solve_exactly(found.strength, found.start)
     temperature = found.temperature
     if temperature is None:
         logits = logits_of(space.x[:n], solution)

@@ -99,10 +99,12 @@ class Space:
         return weight, solution[:, -1] - weight @ self.mean
 
 
-class Problem:
-    """`mean cross-entropy + l2 / 2 |weight|^2` on rows of a space, shared among cores.
+class Problems:
+    """`mean cross-entropy + l2 / 2 |weight|^2` on rows of a space, of several weightings at once.
 
-    `class_weights` [classes] say how much an image of each class counts.
+    `weights` float32 [m, n] say how much each row counts in each of the m problems; those of
+    zeros do not. They are solved together, since they read the same rows, and most of a small
+    one's time would be the calls' own. Shared among cores where they are large.
     """
 
     def __init__(
@@ -112,22 +114,24 @@ class Problem:
         targets: Ints,
         classes: int,
         pool: Executor,
-        class_weights: Doubles | None = None,
+        weights: Singles,
     ) -> None:
-        weights = None if class_weights is None else class_weights[targets].astype(np.float32)
-        self._n = len(x) if weights is None else float(weights.sum(dtype=np.float64))
-        share = np.bincount(targets, weights, classes) / self._n
-        self._entropy = -float(np.log(share**share).sum())
+        if not (is_used := weights.any(axis=0)).all():
+            x, targets, weights = x[is_used], targets[is_used], weights[:, is_used]
+        self._n: Doubles = weights.sum(axis=1, dtype=np.float64)
+        counts = np.stack([np.bincount(targets, own, classes) for own in weights])
+        shares = counts / self._n[:, None]
+        self._entropy: Doubles = -np.log(shares**shares).sum(axis=1)
         self._variances = np.append(variances, 1.0)
-        self._shape = (classes, x.shape[1] + 1)
+        self._shape = (len(weights), classes, x.shape[1] + 1)
         self._shards = [
-            _Shard(x[here], targets[here], None if weights is None else weights[here, None])
+            _Shard(x[here], targets[here], weights[:, here])
             for here in (slice(start, start + _ROWS) for start in range(0, len(x), _ROWS))
         ]
-        self._map = pool.map if x.size * classes >= _THREADED else map
+        self._map = pool.map if x.size * classes * len(weights) >= _THREADED else map
 
     def solve(self, l2: float, start: Floats | None) -> Floats:
-        """The minimum, float32 [classes, r + 1], the bias last: near enough to rank by."""
+        """The minima, float32 [m, classes, r + 1], the bias last: near enough to rank by."""
         w = np.zeros(self._shape, np.float32) if start is None else start
         return self._descend(w, l2, _RANKING_GAP, 0.0)
 
@@ -139,122 +143,172 @@ class Problem:
 
     def _descend(self, w: Floats, l2: float, relative_gap: float, absolute_gap: float) -> Floats:
         noise = 8 * float(np.finfo(w.dtype).eps)
-        penalty = np.append(np.full(self._shape[1] - 1, l2), 0.0)
-        value, p = self._value(w, l2)
+        penalty = np.append(np.full(self._shape[2] - 1, l2), 0.0)
+        found = w.copy()
+        at = np.arange(len(w))
+        """The problems that are not solved yet, of which all below are."""
+        value, p = self._value(at, w, l2)
         for _ in range(_MOST_STEPS):
-            gained = max(self._entropy - value, _LEAST_GAIN * self._entropy)
-            gap = relative_gap * min(value, gained) + absolute_gap
-            gradient = self._mean(_Shard.gradient, p) + penalty * w
-            step = self._step(p, gradient, penalty, gap)
-            slope = float((gradient * step).sum())
-            length = 1.0
+            gained = np.maximum(self._entropy[at] - value, _LEAST_GAIN * self._entropy[at])
+            gap = relative_gap * np.minimum(value, gained) + absolute_gap
+            gradient = self._mean(at, _Shard.gradient, p) + penalty * w
+            step = self._step(at, p, gradient, penalty, gap)
+            slope = (gradient * step).sum(axis=(1, 2))
+            length = np.ones(len(at))
+            there = (w + step).astype(w.dtype)
+            new_value, new_p = self._value(at, there, l2)
             while True:
-                there = (w + length * step).astype(w.dtype)
-                new_value, new_p = self._value(there, l2)
-                if new_value <= value + 1e-4 * length * slope + noise * abs(value):
+                least = value + 1e-4 * length * slope + noise * np.abs(value)
+                far = np.flatnonzero((new_value > least) & (length >= noise))
+                if not len(far):
                     break
-                length /= 2
-                if length < noise:
-                    return w
-            w, value, p = there, new_value, new_p
-            if -slope / 2 < gap:
+                length[far] /= 2
+                there[far] = w[far] + length[far, None, None] * step[far]
+                new_value[far], nearer = self._value(at[far], there[far], l2)
+                for own, new in zip(new_p, nearer, strict=True):
+                    own[far] = new
+            # Where no step is too short to be worse, rounding is all that is left.
+            is_stuck = new_value > least
+            found[at[~is_stuck]] = there[~is_stuck]
+            left = ~is_stuck & (-slope / 2 >= gap)
+            if not left.any():
                 break
-        return w
+            at, w, value = at[left], there[left], new_value[left]
+            p = new_p if left.all() else [part[left] for part in new_p]
+        return found
 
-    def _step(self, p: list[Floats], gradient: Doubles, penalty: Doubles, gap: float) -> Singles:
-        """Newton's step as far as it is worth it: conjugate gradients in single precision.
+    def _step(
+        self, at: Ints, p: list[Floats], gradient: Doubles, penalty: Doubles, gap: Doubles
+    ) -> Singles:
+        """Newton's steps as far as they are worth it: conjugate gradients in single precision.
 
-        That only tells where to go; where the minimum is, the gradient tells.
+        They only tell where to go; where the minimum is, the gradient tells.
         """
         p = [part.astype(np.float32, copy=False) for part in p]
         l2 = penalty.astype(np.float32)
-        curvature = np.sum(list(map(_Shard.curvature, self._shards, p)), axis=0) / self._n
-        nearby = (curvature[:, None] * self._variances + penalty + 1e-12).astype(np.float32)
-        step: Singles = np.zeros(self._shape, np.float32)
+        curvature = np.sum(
+            [shard.curvature(at, own) for shard, own in zip(self._shards, p, strict=True)], axis=0
+        )
+        curvature /= self._n[at, None]
+        nearby = (curvature[..., None] * self._variances + penalty + 1e-12).astype(np.float32)
+        steps: Singles = np.zeros((len(at), *self._shape[1:]), np.float32)
         residual = -gradient.astype(np.float32)
         preconditioned = residual / nearby
         direction = preconditioned
-        size = first = float((residual * preconditioned).sum())
+        size = _products(residual, preconditioned)
         # Rougher far away (Eisenstat and Walker 1996), and never finer than pays.
-        enough = max(first * min(0.25, max(math.sqrt(first), 1e-3)) ** 2, 0.1 * gap)
+        rough = np.minimum(0.25, np.maximum(np.sqrt(size), 1e-3)) ** 2
+        enough = np.maximum(size * rough, 0.1 * gap)
+        going = np.arange(len(at))
+        """Those whose steps go on, of which all below are."""
+        is_convex = np.ones(len(at), np.bool_)
         for _ in range(_MOST_PRODUCTS):
-            if size <= enough:
+            left = is_convex & (size > enough)
+            if not left.all():
+                going, size, enough = going[left], size[left], enough[left]
+                residual, direction, nearby = residual[left], direction[left], nearby[left]
+                p = [part[left] for part in p]
+            if not len(going):
                 break
-            product = self._mean(_Shard.product, p, direction).astype(np.float32) + l2 * direction
-            curved = float((direction * product).sum())
-            if not curved > 0:
-                break
-            along = np.float32(size / curved)
-            step += along * direction
+            product = self._mean(at[going], _Shard.product, p, direction).astype(np.float32)
+            product += l2 * direction
+            curved = _products(direction, product)
+            is_convex = curved > 0
+            along = _columns(size / np.where(is_convex, curved, np.inf))
+            steps[going] += along * direction
             residual = residual - along * product
             preconditioned = residual / nearby
-            size, before = float((residual * preconditioned).sum()), size
-            direction = preconditioned + np.float32(size / before) * direction
-        return step
+            size, before = _products(residual, preconditioned), size
+            direction = preconditioned + _columns(size / before) * direction
+        return steps
 
-    def _value(self, w: Floats, l2: float) -> tuple[float, list[Floats]]:
-        """The objective, and the probabilities of each shard."""
-        found = list(self._map(_Shard.value, self._shards, repeat(w)))
-        loss = sum(loss for loss, _ in found) / self._n
-        penalised = float(np.square(w[:, :-1], dtype=np.float64).sum())
+    def _value(self, at: Ints, w: Floats, l2: float) -> tuple[Doubles, list[Floats]]:
+        """The objectives of problems, and the probabilities of each shard."""
+        found = list(self._map(_Shard.value, self._shards, repeat(at), repeat(w)))
+        loss: Doubles = np.sum([loss for loss, _ in found], axis=0) / self._n[at]
+        penalised = np.square(w[..., :-1], dtype=np.float64).sum(axis=(1, 2))
         return loss + l2 / 2 * penalised, [p for _, p in found]
 
-    def _mean(self, of: Callable[..., Floats], p: list[Floats], *every: Floats) -> Doubles:
-        parts = self._map(of, self._shards, p, *(repeat(value) for value in every))
-        total = np.zeros(self._shape)
+    def _mean(
+        self, at: Ints, of: Callable[..., Floats], p: list[Floats], *every: Floats
+    ) -> Doubles:
+        parts = self._map(of, self._shards, repeat(at), p, *(repeat(value) for value in every))
+        total = np.zeros((len(at), *self._shape[1:]))
         for part in parts:
             total += part
-        return total / self._n
+        total /= self._n[at, None, None]
+        return total
+
+
+def _products(one: Singles, other: Singles) -> Doubles:
+    """The scalar products [m] of matrices [m, classes, r + 1]."""
+    count = len(one)
+    found: Doubles = np.einsum(
+        "mi,mi->m", one.reshape(count, -1), other.reshape(count, -1), dtype=np.float64
+    )
+    return found
+
+
+def _columns(numbers: Doubles) -> Singles:
+    """Numbers [m] as factors of matrices [m, classes, r + 1]."""
+    return numbers.astype(np.float32)[:, None, None]
 
 
 class _Shard:
-    """Some rows: what one core computes at a time, in the precision of what it is given."""
+    """Some rows: what one core computes at a time, in the precision of what it is given.
 
-    def __init__(self, x: Singles, targets: Ints, weights: Singles | None) -> None:
+    Rows come last in what it computes, so that sums over classes add long rows.
+    """
+
+    def __init__(self, x: Singles, targets: Ints, weights: Singles) -> None:
         self._x = x
         self._targets = targets
         self._weights = weights
         self._rows = np.arange(len(x))
 
-    def value(self, w: Floats) -> tuple[float, Floats]:
-        """The sum of the cross-entropies, and the probabilities [rows, classes]."""
-        p = logits_of(self._x, w)
+    def value(self, at: Ints, w: Floats) -> tuple[Doubles, Floats]:
+        """The sums of the cross-entropies [m], and the probabilities [m, classes, rows]."""
+        p = self._logits(w)
         p -= p.max(axis=1, keepdims=True)
-        true = p[self._rows, self._targets]
+        true = p[:, self._targets, self._rows]
         np.exp(p, out=p)
-        normaliser = p.sum(axis=1, keepdims=True)
-        p /= normaliser
-        losses = self._weighed(np.log(normaliser) - true[:, None])
-        return float(losses.sum(dtype=np.float64)), p
+        normaliser = p.sum(axis=1)
+        p /= normaliser[:, None]
+        losses = (np.log(normaliser) - true) * self._weights[at]
+        return losses.sum(axis=1, dtype=np.float64), p
 
-    def gradient(self, p: Floats) -> Floats:
-        """Of the sum of the cross-entropies, [classes, r + 1]."""
+    def gradient(self, at: Ints, p: Floats) -> Floats:
+        """Of the same sums, [m, classes, r + 1]."""
         residual = p.copy()
-        residual[self._rows, self._targets] -= 1
-        return self._back(self._weighed(residual))
+        residual[:, self._targets, self._rows] -= 1
+        return self._back(at, residual)
 
-    def curvature(self, p: Floats) -> Doubles:
-        """Of the same along each class's own logit, [classes]."""
-        curved: Doubles = self._weighed(p * (1 - p)).sum(axis=0, dtype=np.float64)
+    def curvature(self, at: Ints, p: Floats) -> Doubles:
+        """Of the same along each class's own logit, [m, classes]."""
+        curved: Doubles = np.einsum("mkn,mn->mk", p * (1 - p), self._weights[at], dtype=np.float64)
         return curved
 
-    def product(self, p: Floats, direction: Floats) -> Floats:
-        """The Hessian of the same times a direction, [classes, r + 1]."""
-        logits = logits_of(self._x, direction)
-        logits -= (p * logits).sum(axis=1, keepdims=True)
+    def product(self, at: Ints, p: Floats, direction: Floats) -> Floats:
+        """The Hessians of the same times directions, [m, classes, r + 1]."""
+        logits = self._logits(direction)
+        logits -= np.einsum("mkn,mkn->mn", p, logits)[:, None]
         logits *= p
-        return self._back(self._weighed(logits))
+        return self._back(at, logits)
 
-    def _weighed(self, rows: Floats) -> Floats:
-        if self._weights is not None:
-            rows *= self._weights
-        return rows
+    def _logits(self, w: Floats) -> Floats:
+        """[m, classes, rows], in the precision of the weights [m, classes, r + 1]."""
+        flat = w.reshape(-1, w.shape[2])
+        found = flat[:, :-1] @ self._x.astype(w.dtype, copy=False).T
+        found += flat[:, -1:]
+        return found.reshape(len(w), w.shape[1], -1)
 
-    def _back(self, residual: Floats) -> Floats:
-        result = np.empty((residual.shape[1], self._x.shape[1] + 1), residual.dtype)
-        np.matmul(residual.T, self._x.astype(residual.dtype, copy=False), out=result[:, :-1])
-        residual.sum(axis=0, out=result[:, -1])
-        return result
+    def _back(self, at: Ints, residual: Floats) -> Floats:
+        residual *= self._weights[at, None]
+        flat = residual.reshape(-1, residual.shape[2])
+        result = np.empty((len(flat), self._x.shape[1] + 1), residual.dtype)
+        np.matmul(flat, self._x.astype(residual.dtype, copy=False), out=result[:, :-1])
+        flat.sum(axis=1, out=result[:, -1])
+        return result.reshape(*residual.shape[:2], -1)
 
 
 def logits_of(x: Singles, w: Floats) -> Floats:

@@ -4,14 +4,14 @@ NumPy alone, as `trainer.linear`, which fits the classifier that serves.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
 from trainer.arrays import Doubles, Ints, Singles
-from trainer.logistic import Floats, Problem, Space, logits_of
+from trainer.logistic import Floats, Problems, Space, logits_of
 
 LEARNED = 0.99
 """Below this part of the loss of knowing the classes' shares alone, something was learned."""
@@ -29,6 +29,8 @@ _PATIENCE = 2
 _SHARPNESS = np.geomspace(0.02, 60, 24)
 """Tried for the temperature: how far the highest logit lies above the mean of all."""
 _ROWS_AT_ONCE = 2**18
+_AT_ONCE = 2**21
+"""Probabilities of images by weights that are found together, some copies of which take memory."""
 
 
 def strengths(classes: int) -> list[float]:
@@ -86,8 +88,8 @@ class Search:
         sizes = np.cumsum([len(held) for held in self._held])
         ranking = max(2, int(np.searchsorted(sizes, RANKED_IMAGES)) + 1)
         ranking = min(ranking, len(self._held))
-        problems = [self._problem(held) for held in self._held[:ranking]]
-        starts: list[Floats | None] = [None] * ranking
+        problems = list(self._problems(range(ranking)))
+        starts: list[Floats | None] = [None] * len(problems)
         rows = np.concatenate(self._held)
         ends = sizes.tolist()
         parts = [slice(end - len(held), end) for end, held in zip(ends, self._held, strict=True)]
@@ -97,16 +99,19 @@ class Search:
         served = np.empty_like(crossed)
         inverses = np.empty(len(self._held))
         voters = _Voters([len(held) for held in self._held[:ranking]], self._prior_entropy())
-        served_start = starts[0]
+        served_start: Floats | None = None
+        """The solution of the first fold, [1, classes, r + 1], from which all others begin."""
         for i, l2 in enumerate(candidates):
-            for f, problem in enumerate(problems):
-                starts[f] = w = problem.solve(l2, starts[f])
-                logits[parts[f]] = self._answers(self._held[f], w)
+            for at, (own, problem) in enumerate(problems):
+                starts[at] = solved = problem.solve(l2, starts[at])
+                for f, w in zip(own, solved, strict=True):
+                    logits[parts[f]] = self._answers(self._held[f], w)
             preferred = voters.vote(i, logits, self._targets[ranked])
             for f in preferred[preferred < ranking]:
                 crossed[parts[f]] = logits[parts[f]]
             if ranking in preferred:
-                served[: len(ranked)], served_start = logits, starts[0]
+                served[: len(ranked)] = logits
+                served_start = None if (first := starts[0]) is None else first[:1]
             on_progress((i + 1) / (len(candidates) + 1))
             if voters.is_over:
                 break
@@ -114,9 +119,10 @@ class Search:
         best = candidates[voters.choices[-1]]
         inverses[:ranking], inverses[ranking:] = voters.inverses[:-1], voters.inverses[-1]
         inverse = float(voters.inverses[-1])
-        for f in range(ranking, len(self._held)):
-            w = self._problem(self._held[f]).solve(best, served_start)
-            served[parts[f]] = crossed[parts[f]] = self._answers(self._held[f], w)
+        for own, problem in self._problems(range(ranking, len(self._held))):
+            start = served_start if served_start is None else served_start.repeat(len(own), axis=0)
+            for f, w in zip(own, problem.solve(best, start), strict=True):
+                served[parts[f]] = crossed[parts[f]] = self._answers(self._held[f], w)
         if ranking < len(self._held):
             inverse = temperature_of(served, self._targets[rows]) ** -1
         on_progress(1.0)
@@ -131,25 +137,37 @@ class Search:
         out_of_fold[rows] = np.exp(crossed, out=crossed)
         return Found(best, 1 / inverse, served_start, loss, out_of_fold)
 
-    def _problem(self, held: Ints) -> Problem:
-        is_held = np.zeros(len(self._targets), dtype=bool)
-        is_held[held] = True
-        learned = ~is_held[self._owners]
+    def _problems(self, folds: range) -> Iterator[tuple[range, Problems]]:
+        """Yields the problems of some folds, as many together as take little memory."""
+        together = max(1, _AT_ONCE // (len(self._owners) * self._classes))
+        for start in range(folds.start, folds.stop, together):
+            own = range(start, min(start + together, folds.stop))
+            yield (
+                own,
+                Problems(
+                    self._space.x,
+                    self._space.variances,
+                    self._targets[self._owners],
+                    self._classes,
+                    self._pool,
+                    np.stack([self._weights(self._held[f]) for f in own]),
+                ),
+            )
+
+    def _weights(self, held: Ints) -> Singles:
+        """Returns how much each row counts where images are held out."""
         left = self._shares - np.bincount(self._targets[held], minlength=self._classes)
         if (left[self._shares > 0] == 0).any():
             raise ValueError("a fold holds out all images of a class: nothing is left to learn")
         # Else the fewer the images, the less probable would be the very classes that
         # are held out, and folds would tell what is in them.
-        weights = self._shares / np.maximum(left, 1)
-        is_even = np.ptp(weights[self._shares > 0]) == 0
-        return Problem(
-            self._space.x[learned],
-            self._space.variances,
-            self._targets[self._owners[learned]],
-            self._classes,
-            self._pool,
-            None if is_even else weights,
-        )
+        of_class = self._shares / np.maximum(left, 1)
+        if np.ptp(of_class[self._shares > 0]) == 0:
+            of_class = np.ones(self._classes)
+        of_image: Singles = of_class[self._targets].astype(np.float32)
+        of_image[held] = 0
+        weights: Singles = of_image[self._owners]
+        return weights
 
     def _answers(self, held: Ints, w: Floats) -> Floats:
         # The images themselves come before their views.

@@ -27,6 +27,10 @@ def prepare() -> None:
             importlib.import_module(name)
         except ImportError:
             continue
+    from threadpoolctl import ThreadpoolController
+
     from trainer.reporting import page
 
     page.template()
+    # Finds BLAS, which takes a thirtieth of a second the first time.
+    ThreadpoolController()

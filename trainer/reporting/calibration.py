@@ -26,6 +26,8 @@ MARGIN = 0.02
 _MOST_SIMULATIONS, _LEAST_SIMULATIONS = 1000, 200
 _DRAWS = 2**23
 """Answers that are drawn in all, about: of many images fewer simulations show the same."""
+_AT_ONCE = 2**18
+"""Numbers of those that are drawn at once."""
 _ROWS = 4096
 _TINY = 1e-12
 
@@ -236,14 +238,19 @@ def _by_chance(confidence: Doubles, right: Bools, groups: Ints | None, seed: int
     rng = np.random.default_rng([seed % 2**64, 0xECE])
     numbers = None if groups is None else intervals.numbered(groups)
     alike = 0.0 if numbers is None else _alikeness(right - confidence, confidence, numbers)
+    groups_drawn = int(numbers.max()) + 1 if numbers is not None and alike > 0 else 0
+    width = n + 2 * groups_drawn
     errors = np.empty(min(_MOST_SIMULATIONS, max(_LEAST_SIMULATIONS, _DRAWS // n)))
-    for i in range(len(errors)):
-        fate = rng.random(n)
-        if numbers is not None and alike > 0:
-            shared = rng.random((2, int(numbers.max()) + 1))
-            fate = np.where(shared[0, numbers] < alike, shared[1, numbers], fate)
-        surplus = np.bincount(where, weights=(fate < confidence) - confidence)
-        errors[i] = np.abs(surplus).sum() / n
+    for start in range(0, len(errors), together := max(1, _AT_ONCE // width)):
+        drawn = rng.random((len(errors[start : start + together]), width))
+        fate = drawn[:, :n]
+        if groups_drawn:
+            is_shared, shared = np.split(drawn[:, n:], 2, axis=1)
+            fate = np.where(is_shared[:, numbers] < alike, shared[:, numbers], fate)
+        surplus = (fate < confidence) - confidence
+        bins = where + MOST_BINS * np.arange(len(drawn))[:, None]
+        sums = np.bincount(bins.ravel(), surplus.ravel(), MOST_BINS * len(drawn))
+        errors[start : start + together] = np.abs(sums).reshape(-1, MOST_BINS).sum(axis=1) / n
     usual, rare = np.quantile(errors, [0.95, 0.99])
     return _Chance(float(errors.mean()), float(usual), float(rare))
 
