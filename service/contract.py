@@ -239,8 +239,8 @@ class ImageSource(msgspec.Struct, frozen=True, kw_only=True):
     folder: str = ""
     """A real path; "" for a dataset."""
     index_file: str = ""
-    """The file of a folder's index; "" where the trainer is to read the folder, as people have it,
-    and for a dataset."""
+    """The file of a folder's index; "" where the trainer is to read the folder itself, and for a
+    dataset."""
     index: str = ""
     """sha256 of a dataset's index; "" for a folder."""
     packs: list[str] = []

@@ -1,4 +1,4 @@
-"""`python -m trainer`: `run`, `rank`, `export` for the service, others for people.
+"""`python -m trainer`: jobs for the service, and `prepare` for who installs it.
 
 The exit codes are `service.contract.ExitCode`.
 """
@@ -26,7 +26,7 @@ from service.errors import GraftError, Reason
 from service.ops import child, failpoints
 from service.ops.cgroups import be_killed_first
 from service.ops.cpus import available_cores
-from trainer import disk, folders
+from trainer import disk
 from trainer.memory import is_out_of_memory
 from trainer.records import Records, Send, read_order
 
@@ -52,13 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records = Records()
         records.keep_alive()
         return _STEPS[parsed.command](parsed.spec, records)
-    if parsed.command == "wait":
-        return _wait()
-    if parsed.command == "prepare":
-        return _prepare()
-    if parsed.command == "rank-folder":
-        return folders.rank(parsed, _rank)
-    return folders.train(parsed, _train)
+    return _wait() if parsed.command == "wait" else _prepare()
 
 
 def _run(spec_file: Path, records: Records) -> int:
@@ -127,7 +121,7 @@ def _begun(spec_file: Path, kind: type[_Spec], records: Records) -> _Spec:
 
 
 def _train(spec: JobSpec, send: Send) -> int:
-    # Imported late: --help and a bad spec need none of it.
+    # Imported late: a bad spec needs none of it.
     def run() -> None:
         failpoints.reach("trainer.started")
         from trainer import train
@@ -182,7 +176,6 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "prepare", help="export the default backbone into this environment, for its servers"
     )
-    folders.add(commands)
     return parser
 
 

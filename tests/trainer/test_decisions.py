@@ -1,6 +1,5 @@
 """What is measured goes by the version's decision; what other decisions would give is told."""
 
-import argparse
 import json
 import shutil
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from service.engine import head as heads
 from service.engine.head import Head
 from service.errors import InvalidInput
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told, incumbent, make_small, source_of
-from trainer import answers, evaluate, folders
+from trainer import answers, evaluate
 from trainer.data import Part
 from trainer.measuring import Measured
 from trainer.reporting import rules
@@ -270,29 +269,6 @@ def test_an_adapted_version_is_measured_by_its_decision(
     head = heads.load((tmp_path / "out" / HEAD_FILE).read_bytes())
     assert head.prior is not None
     assert head.prior.tolist() == [0.5, 0.5]
-
-
-def test_people_name_a_decision_too(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    folders.add(parser.add_subparsers())
-
-    def decision(*options: str) -> Decision:
-        return folders._spec(
-            parser.parse_args(["train", "images", "--out", "out", *options])
-        ).decision
-
-    assert decision() == ARGMAX
-    assert decision("--decision", "balanced") == BALANCED
-    assert decision("--threshold", "ants=0.8", "--threshold", "0.5") == Decision(
-        rule="thresholds", thresholds={"ants": 0.8}, default_threshold=0.5
-    )
-    assert decision("--threshold", "a=b=1").thresholds == {"a=b": 1}
-    for wrong in ("ants", "ants=1.5", "nan", "ants="):
-        with pytest.raises(SystemExit):
-            decision("--threshold", wrong)
-        assert "is not a probability" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        decision("--threshold", "0.5", "--decision", "balanced")
 
 
 # Figures by hand

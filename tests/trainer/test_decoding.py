@@ -1,6 +1,5 @@
 """One way from a file to pixels: training, serving and the lines for exported models agree."""
 
-import argparse
 import asyncio
 import hashlib
 import json
@@ -19,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from service.contract import (
-    Augmentation,
     DomainAdaptation,
     Gate,
     Note,
@@ -40,7 +38,7 @@ from tests.keys import key
 from tests.trainer.conftest import MakeSpec, Told, incumbent, source_of
 from tests.unit.engine.test_decoding import cut_out, deep, transparent
 from tests.unit.engine.test_preprocess import encode, gradient
-from trainer import data, folders, ranking
+from trainer import data, ranking
 from trainer.data import Files
 from trainer.features import Features
 from trainer.train import run
@@ -353,16 +351,6 @@ def test_what_is_adapted_to_counts_for_the_depth_too(tmp_path: Path, make_spec: 
     assert manifest.decoding.bit_depth == 12
 
 
-def test_people_name_a_background_too(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    folders.add(parser.add_subparsers())
-    train = ["train", "images", "--out", "out", "--background"]
-    assert folders._spec(parser.parse_args([*train, "#AABBCC"])).background == "#aabbcc"
-    with pytest.raises(SystemExit):
-        parser.parse_args([*train, "grey"])
-    assert "six hexadecimal digits" in capsys.readouterr().err
-
-
 def test_features_are_kept_by_what_was_decoded(tmp_path: Path, backbone: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode(cut_out("RGBA"), "PNG"))
@@ -396,22 +384,3 @@ def test_a_sample_to_rank_on_is_decoded_by_its_own_depth(tmp_path: Path) -> None
     sample = ranking._sample(spec)
     assert sample.decoding == ImageDecoding(bit_depth=12)
     assert ranking._of(sample, slice(3)).decoding == sample.decoding
-
-
-def test_people_say_how_images_are_varied_too(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    folders.add(parser.add_subparsers())
-
-    def varied(options: str) -> Augmentation | None:
-        train = ["train", "images", "--out", "out", *options.split()]
-        return folders._spec(parser.parse_args(train)).augmentation
-
-    assert varied("") is None
-    assert varied("--no-mirror --min-scale 0.5") == Augmentation(mirror=False, min_scale=0.5)
-    assert varied("--rotation 15 --colour 0 --trivial-augment") == Augmentation(
-        rotation_degrees=15.0, colour=0.0, trivial_augment=True
-    )
-    for wrong in ("--min-scale 0", "--rotation 181", "--colour nan", "--colour much"):
-        with pytest.raises(SystemExit):
-            varied(wrong)
-        assert wrong.split()[0] in capsys.readouterr().err

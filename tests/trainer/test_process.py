@@ -1,6 +1,5 @@
 """The trainer as the process that the service starts, and as people start it."""
 
-import json
 import os
 import resource
 import signal
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import onnxruntime
 import psutil
 import pytest
 
@@ -117,51 +115,6 @@ def test_it_ends_when_told_or_when_its_parent_is_gone(how: str, tmp_path: Path) 
         else:
             process.stdin.close()
         assert process.wait(GUARD_S) == ExitCode.STOPPED
-
-
-@pytest.mark.usefixtures("small_network")
-def test_people_train_on_a_folder_and_get_one_onnx_file(
-    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, out = make_folder(per_class=5), tmp_path / "result"
-    command = ["train", str(folder), "--out", str(out), "--weights", "random", "--json"]
-    command += ["--backbone", "resnet18", "--threads", "1", "--device", "cpu"]
-    assert main(command) == ExitCode.OK
-    kinds = [json.loads(line)["type"] for line in capsys.readouterr().out.splitlines()]
-    assert {"data", "epoch", "finished"} <= set(kinds)
-    model = onnxruntime.InferenceSession(str(out / "model.onnx"))
-    told = model.get_modelmeta().custom_metadata_map
-    assert json.loads(told["labels"]) == ["blue", "red"]
-    assert (out / "report.html").exists()
-    assert main(command) == 2
-    assert "not empty" in capsys.readouterr().err
-
-
-def test_help_comes_without_torch() -> None:
-    program = (
-        "import sys\nfrom trainer.__main__ import main\n"
-        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
-        "print('torch' in sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=GUARD_S,
-    )
-    assert "--recipe" in done.stdout
-    assert done.stderr.strip().endswith("False")
-
-
-def test_a_target_and_its_method_need_each_other(
-    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = str(make_folder())
-    out = str(tmp_path / "out")
-    assert main(["train", folder, "--out", out, "--target", folder]) == 2
-    assert main(["train", folder, "--out", out, "--method", "domain-adaptation"]) == 2
-    assert capsys.readouterr().err.count("need each other") == 2
 
 
 HOLDS_THE_INTERPRETER = """

@@ -31,7 +31,6 @@ from tests import photographs
 from tests.fake_runtime import FakeSession
 from tests.trainer.conftest import MakeFolder, Told, source_of
 from trainer import data, ranked_backbone, ranking
-from trainer.__main__ import main
 from trainer.job import Job
 from trainer.weights import Weights
 
@@ -430,26 +429,6 @@ def test_without_time_for_any_score_the_cheapest_available_is_taken_and_that_is_
     (warning,) = [note for note in told if isinstance(note, Note) and note.level == "warning"]
     assert "no backbone could be scored: resnet18 (random weights) was taken" in warning.text
     assert "longer time budget" in warning.text
-
-
-@pytest.mark.usefixtures("small_network")
-def test_people_get_a_table_and_the_reason(
-    make_folder: MakeFolder, machine: Machine, capfd: pytest.CaptureFixture[str]
-) -> None:
-    machine.each_s = {"pytorch": 0.002}
-    folder = str(make_folder(per_class=4))
-    named = ["--backbone", "resnet18:random", "--backbone", "vgg16"]
-    assert main(["rank-folder", folder, *named]) == 0
-    header, first, last, why, problem = capfd.readouterr().out.splitlines()
-    assert header.split()[:5] == ["backbone", "weights", "log", "loss", "LogME"]
-    assert first.split()[:2] == ["resnet18", "random:0"]
-    assert first.split()[4:] == ["2", "16", "-"]
-    assert last.split()[2:] == ["-"] * 4
-    assert why.startswith("resnet18 (random weights) is the only one")
-    assert problem.startswith("vgg16: backbone 'vgg16' is none of")
-    assert main(["rank-folder", folder + "/nowhere"]) == 2
-    assert main(["rank-folder", folder + "/red"]) == 3
-    assert "there is no folder of a class beside" in capfd.readouterr().err
 
 
 def test_real_weights_come_before_random_ones_on_ten_photos_a_class(
