@@ -417,7 +417,8 @@ def on_one_core(path: Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
 
 def _openvino_graph(model: bytes, precision: Precision, cores: int, streams: int) -> Graph:
     device = providers.openvino_device()
-    if device is None:
+    # The plugin may not take the setting by which int8 is exact without VNNI.
+    if device is None or not providers.has_vnni():
         from service.engine.openvino import OpenVinoGraph  # noqa: PLC0415 - an optional extra
 
         return OpenVinoGraph(model, precision, cores, streams)
