@@ -146,7 +146,7 @@ class Problems:
         penalty = np.append(np.full(self._shape[2] - 1, l2), 0.0)
         found = w.copy()
         at = np.arange(len(w))
-        """The problems that are not solved yet, of which all below are."""
+        """Places of those that are not solved yet; what follows is theirs."""
         value, p = self._value(at, w, l2)
         for _ in range(_MOST_STEPS):
             gained = np.maximum(self._entropy[at] - value, _LEAST_GAIN * self._entropy[at])
@@ -159,7 +159,8 @@ class Problems:
             new_value, new_p = self._value(at, there, l2)
             while True:
                 least = value + 1e-4 * length * slope + noise * np.abs(value)
-                far = np.flatnonzero((new_value > least) & (length >= noise))
+                is_good = new_value <= least  # nor NaN
+                far = np.flatnonzero(~is_good & (length >= noise))
                 if not len(far):
                     break
                 length[far] /= 2
@@ -167,10 +168,9 @@ class Problems:
                 new_value[far], nearer = self._value(at[far], there[far], l2)
                 for own, new in zip(new_p, nearer, strict=True):
                     own[far] = new
-            # Where no step is too short to be worse, rounding is all that is left.
-            is_stuck = new_value > least
-            found[at[~is_stuck]] = there[~is_stuck]
-            left = ~is_stuck & (-slope / 2 >= gap)
+            # Where the shortest step is worse, too, rounding is all that is left.
+            found[at[is_good]] = there[is_good]
+            left = is_good & (-slope / 2 >= gap)
             if not left.any():
                 break
             at, w, value = at[left], there[left], new_value[left]
@@ -200,7 +200,7 @@ class Problems:
         rough = np.minimum(0.25, np.maximum(np.sqrt(size), 1e-3)) ** 2
         enough = np.maximum(size * rough, 0.1 * gap)
         going = np.arange(len(at))
-        """Those whose steps go on, of which all below are."""
+        """Places of the steps that go on; what follows is theirs."""
         is_convex = np.ones(len(at), np.bool_)
         for _ in range(_MOST_PRODUCTS):
             left = is_convex & (size > enough)

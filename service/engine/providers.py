@@ -154,7 +154,7 @@ def openvino_device() -> Any | None:
 
 def openvino_config(precision: Precision, cores: int, streams: int) -> dict[str, str]:
     """OpenVINO's settings for `streams` runs at once that share `cores` threads."""
-    # Else int8 overflows; so computed in floats.
+    # Else sums of int8 overflow; so they are computed in floats.
     exact = {} if has_vnni() else {"LP_TRANSFORMS_MODE": "NO"}
     return {
         **exact,

@@ -45,10 +45,7 @@ def test_blobs_lie_elsewhere_and_a_cache_that_rots_is_filled_again(
 
     def start() -> tuple[ServiceProcess, graftml.Client]:
         service = start_service(
-            f"--blobs-dir={elsewhere}",
-            "--blob-cache-mb=1",
-            "--warm-trainers=0",
-            "--provider=cpu",  # another one would round answers otherwise, once it is measured
+            f"--blobs-dir={elsewhere}", "--blob-cache-mb=1", "--warm-trainers=0"
         )
         return service, connect(service)
 

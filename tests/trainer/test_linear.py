@@ -192,6 +192,23 @@ def test_many_images_are_ranked_by_a_part_and_all_are_answered(
     )
 
 
+def test_folds_that_are_solved_together_answer_as_each_does_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, targets = problem(150, 40)
+    # Few of a class, so that folds weigh classes otherwise.
+    some = np.flatnonzero((targets < 2) | (np.arange(150) < 25))
+    features, targets = features[some], targets[some]
+    together = linear.fit(features, targets, 3, None, seed=0)
+    monkeypatch.setattr(penalty, "_AT_ONCE", 1)
+    alone = linear.fit(features, targets, 3, None, seed=0)
+    assert together.l2 == alone.l2
+    assert together.out_of_fold is not None
+    assert alone.out_of_fold is not None
+    np.testing.assert_allclose(together.out_of_fold, alone.out_of_fold, atol=1e-3)
+    np.testing.assert_allclose(together.weight, alone.weight, atol=1e-4)
+
+
 def test_many_rows_on_many_cores_give_the_fit_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     features, targets = problem(1300, 40)
     alone = linear.fit(features, targets, 3, 1e-3, seed=0, threads=1)
