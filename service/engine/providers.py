@@ -179,7 +179,7 @@ def has_vnni() -> bool:
     """Tells whether the CPU adds up products of 8-bit integers in 32 bits (VNNI).
 
     Others add pairs of them in 16 bits first, which overflow, unless they are told to be exact:
-    then a version in int8 answers as elsewhere, but no sooner than one in fp32.
+    then a version in int8 sums as elsewhere, but is no quicker than one in fp32.
     """
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpus.describe().flags)
 
