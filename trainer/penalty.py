@@ -30,7 +30,7 @@ _SHARPNESS = np.geomspace(0.02, 60, 24)
 """Tried for the temperature: how far the highest logit lies above the mean of all."""
 _ROWS_AT_ONCE = 2**18
 _AT_ONCE = 2**21
-"""Probabilities of images by weights that are found together, some copies of which take memory."""
+"""Probabilities that are computed together, of which a few copies are in memory."""
 
 
 def strengths(classes: int) -> list[float]:

@@ -197,11 +197,12 @@ class Engine:
         timeout_s: float,
         *,
         finish: Callable[[list[list[Outcome]]], T],
+        spent_s: float = 0.0,
     ) -> T:
         """Classifies each image with each model; a bad image gets its error from all of them.
 
         An image is decoded once for each decoding among the models' versions, and runs once
-        through each of their backbones.
+        through each of their backbones. `spent_s` of the time are gone already.
 
         Returns what `finish` makes of the outcomes, a list for each model of one for each image;
         it is called in a worker's thread, and what it raises is raised here. Raises Exhausted
@@ -214,7 +215,7 @@ class Engine:
         # recorded of it then must not bring its series back.
         accounts = [self.ledger.account(each.files.model, each.files.version) for each in models]
         try:
-            batch = await self._classify(models, images, arrived, timeout_s, finish)
+            batch = await self._classify(models, images, arrived, timeout_s, spent_s, finish)
         except BaseException:
             for account in accounts:
                 account.failed(self._clock() - arrived)
@@ -231,12 +232,14 @@ class Engine:
         images: Sequence[Decode],
         arrived: float,
         timeout_s: float,
+        spent_s: float,
         finish: Finish,
     ) -> ImageBatch:
+        until = arrived + timeout_s - spent_s
         runs: dict[Run, int] = {}
         heads_of = []
         for each in models:
-            backbone, head = await self._load(each.files, arrived + timeout_s - self._clock())
+            backbone, head = await self._load(each.files, until - self._clock())
             if each.decision is not None:
                 each.decision.check_classes(head.classes, each.decision_field)
             run = runs.setdefault(Run(backbone, each.files.decoding), len(runs))
@@ -244,8 +247,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         batch = ImageBatch(
-            models[0].files.model, list(runs), heads_of, images, arrived, arrived + timeout_s,
-            answer, finish,
+            models[0].files.model, list(runs), heads_of, images, arrived, until, answer, finish,
         )  # fmt: skip
         self._workers.put(batch)
         # Some 6 µs less a call than `asyncio.timeout`.

@@ -71,7 +71,8 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         return await self._engine.classify_with(
             asked,
             images,
-            timeout_s - (time.monotonic() - begun),
+            timeout_s,
+            spent_s=time.monotonic() - begun,
             finish=partial(
                 predictions.response,
                 [each.files for each in asked],

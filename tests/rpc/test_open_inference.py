@@ -1,6 +1,5 @@
 """The Open Inference Protocol: what its calls answer, and what they refuse."""
 
-import re
 import struct
 import threading
 from collections.abc import AsyncIterator
@@ -348,9 +347,7 @@ async def test_a_timeout_in_the_request_shortens_the_deadline(service: Service, 
             grpc.StatusCode.DEADLINE_EXCEEDED,
             "DEADLINE_EXCEEDED",
         )
-        # What finding the model took is gone.
-        assert (left := re.search(r"within (\S+) s", found.message))
-        assert float(left[1]) <= 0.05
+        assert "0.05 s" in found.message
     finally:
         session.release()
 

@@ -27,7 +27,7 @@ _MOST_SIMULATIONS, _LEAST_SIMULATIONS = 1000, 200
 _DRAWS = 2**23
 """Answers that are drawn in all, about: of many images fewer simulations show the same."""
 _AT_ONCE = 2**18
-"""Numbers of those that are drawn at once."""
+"""Random numbers in memory at once."""
 _ROWS = 4096
 _TINY = 1e-12
 

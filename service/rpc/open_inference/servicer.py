@@ -183,7 +183,8 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         return await self._engine.classify_with(
             [AskedModel(files, decision)],
             images,
-            timeout_s - (time.monotonic() - begun),
+            timeout_s,
+            spent_s=time.monotonic() - begun,
             finish=partial(answers.answer, request, asked, files.version),
         )
 
