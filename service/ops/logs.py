@@ -19,6 +19,8 @@ GRPC_LINES_PER_SECOND: Final = 5
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The id of the call being served; the log lines that it causes carry it."""
 
+_CALLER_LEFT: Final = 'Failed "execute_batch"'
+"""How gRPC's error begins when something could not be sent any more."""
 _PLACEHOLDER: Final = re.compile(r"%[-#0 +]*[0-9*]*(?:\.[0-9*]+)?[a-zA-Z]")
 
 
@@ -70,6 +72,8 @@ class _StrangersFilter(logging.Filter):
 
     gRPC's Python package logs headers that it cannot decode, tokens among them; a path that it
     cannot decode ends a task of its own, which asyncio logs. Anybody who connects causes both.
+    It also logs an error, with a traceback, for a caller who left while an answer was on its way
+    to it, unless it heard of that before.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -80,9 +84,12 @@ class _StrangersFilter(logging.Filter):
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_undecodable = isinstance(record.exc_info and record.exc_info[1], UnicodeError)
+        error = record.exc_info and record.exc_info[1]
+        is_undecodable = isinstance(error, UnicodeError)
         if not super().filter(record) and not (record.name == "asyncio" and is_undecodable):
             return True
+        if str(error).startswith(_CALLER_LEFT):
+            return False
         with self._lock:
             suppressed = self._budget.take(self._clock())
         if suppressed is None:

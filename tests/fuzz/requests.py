@@ -150,6 +150,7 @@ class Classifier:
         timeout_s: float,
         *,
         finish: Callable[[list[list[Outcome]]], Any],
+        spent_s: float = 0.0,
     ) -> Any:
         """Finishes each image's answers, or its error."""
         return finish([[self._answer(decode) for decode in images] for _ in models])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import pytest
+from grpc import aio
 
 from service.ops import logs
 from service.ops.escaping import escaped
@@ -82,6 +83,23 @@ def test_grpcs_own_lines_lose_what_callers_sent_and_keep_faults(
     assert "secret" not in str(first)
     assert "a fault of ours" in second["exc_info"]
     assert other["message"] == "of another"
+
+
+def test_a_caller_who_left_while_its_answer_was_sent_is_no_error(
+    root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging("json", "debug")
+    # The second is no caller's doing: gRPC did not take what it was to send.
+    for text in (
+        'Failed "execute_batch": (SendMessageOperation,)',
+        "Failed grpc_call_start_batch: 1",
+    ):
+        try:
+            raise aio.InternalError(text)
+        except aio.InternalError:
+            logging.getLogger("grpc._cython.cygrpc").exception("ExecuteBatchError raised in core")
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert "grpc_call_start_batch" in line["exc_info"]
 
 
 def test_what_asyncio_says_of_an_undecodable_path_loses_it_too_and_other_faults_stay(
