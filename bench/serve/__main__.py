@@ -176,11 +176,12 @@ def version(client: Client, data_dir: Path, asked: str) -> tuple[str, Made]:
     """Exports a version that was measured; returns its precision, and what was measured."""
     exported = client.export_model(asked, data_dir.parent / f"{asked}.onnx")
     about, provider = client.get_version(asked), choose_provider("auto")
-    chosen: dict[int, str] = dict.fromkeys((cpus.available_cores(), 1), provider.name)
+    names = able(provider, about.serving_precision)  # type: ignore[arg-type]
+    chosen: dict[int, str] = dict.fromkeys((cpus.available_cores(), 1), names[0])
     known = provider_table.read(data_dir / "providers.json")
     if known is not None and about.backbone_digest in known.backbones:
         chosen = {**known.backbones[about.backbone_digest].providers}
-    elif len(able(provider, about.serving_precision)) > 1:  # type: ignore[arg-type]
+    elif len(names) > 1:
         sys.exit(f"{about.backbone} was not measured:\n" + (data_dir / "service.log").read_text())
     if asked not in ("auto", about.serving_precision):
         sys.exit(f"a version in {asked} computes in {about.serving_precision}")

@@ -6,6 +6,7 @@ the libraries differ from those that it was measured with, it begins anew.
 
 import logging
 import math
+import statistics
 import threading
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -19,9 +20,10 @@ from service.ops import cpus
 
 log = logging.getLogger(__name__)
 
-WORTH = 0.99
+WORTH = 0.97
 """A provider is taken in place of the first when a run takes at most this part of the time: less
-is noise."""
+is noise, and no gain beside the memory of a second library (OpenVINO: 280 MiB for two forms of
+efficientnet_lite0)."""
 AGREE = 1e-4
 """Largest difference of a probability by which two providers still agree: a tenth of what a
 version's answers may differ by, since its head and images are not those that were compared."""
@@ -31,16 +33,17 @@ _LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "onnxruntime-ep-openvino", "open
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """The quickest of several runs of a batch, taken in turn with those of other providers."""
+    """Rounds of runs of a batch, each in turn with those of other providers."""
 
     provider: ProviderName
     cores: int
     batch: int
     wall_s: float
+    """Of the quickest round."""
     cpu_s: float
-    """Of the same run, all its threads together; its share of those side by side."""
-    is_disturbed: bool = False
-    """Whether even that run was interrupted by other programs."""
+    """The least of a round, all its threads together; its share of those side by side."""
+    ratio: float = 1.0
+    """To the first provider's time; see `paired`."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -68,32 +71,28 @@ def choose(
 ) -> dict[int, ProviderName]:
     """Chooses a provider for each number of cores.
 
-    The first one stays where none is quicker by 1 %, as the geometric mean over batches
-    of the part of its time, or where the quicker does not agree with it. A run on one core
-    is one of many side by side, so what counts is its processor time, whoever else
-    computes; a run on several is alone, and counts by the clock, unless other programs
-    disturbed one of the two.
+    The first one stays where none is quicker by 3 %, as the geometric mean of its ratios over
+    batches, or where the quicker does not agree with it.
     """
     chosen: dict[int, ProviderName] = {}
     for cores in sorted({timing.cores for timing in timings}):
-        found = {(t.provider, t.batch): t for t in timings if t.cores == cores}
-        batches = sorted({batch for name, batch in found if name == first})
-        best, least = first, WORTH
-        for name in sorted({name for name, _ in found} - {first}):
-            pairs = [(found[first, b], found[name, b]) for b in batches if (name, b) in found]
-            if not pairs or not differences.get(name, math.inf) <= AGREE:
-                continue
-            ratio = math.exp(sum(math.log(_ratio(*pair)) for pair in pairs) / len(pairs))
-            if ratio <= least:
-                best, least = name, ratio
-        chosen[cores] = best
+        ratios: dict[ProviderName, list[float]] = {}
+        for timing in timings:
+            if timing.cores == cores and differences.get(timing.provider, math.inf) <= AGREE:
+                ratios.setdefault(timing.provider, []).append(timing.ratio)
+        means = {name: statistics.geometric_mean(own) for name, own in ratios.items()}
+        quickest = min(means, key=means.__getitem__, default=first)
+        chosen[cores] = quickest if means.get(quickest, 1.0) <= WORTH else first
     return chosen
 
 
-def _ratio(before: Timing, after: Timing) -> float:
-    if before.cores == 1 or before.is_disturbed or after.is_disturbed:
-        return after.cpu_s / before.cpu_s
-    return after.wall_s / before.wall_s
+def paired(first_s: Sequence[float], own_s: Sequence[float]) -> float:
+    """Compares the seconds of rounds with those of the first provider's run in the same round.
+
+    The median of their ratios: what slows a machine for seconds slows both, and what interrupts
+    a run now and then does not count.
+    """
+    return statistics.median(own / first for first, own in zip(first_s, own_s, strict=True))
 
 
 def machine_key() -> dict[str, str]:

@@ -7,11 +7,11 @@ backbone at a time, and with no memory kept; it ends when its server does.
 import logging
 import os
 import queue
-import resource
 import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +22,7 @@ import numpy as np
 
 from service.engine.head import Floats
 from service.engine.preprocess import Pixels
-from service.engine.provider_table import Measured, ProviderTable, Timing, choose
+from service.engine.provider_table import Measured, ProviderTable, Timing, choose, paired
 from service.engine.providers import Provider, ProviderName
 from service.engine.runtime import (
     PAYS,
@@ -34,18 +34,17 @@ from service.engine.runtime import (
     precision_of,
     widths_of,
 )
+from service.engine.workers import BATCH_S
 from service.ops import child
 from service.ops.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-ROUNDS = 11
-"""Runs of each provider, in turn with the others', of which the quickest counts."""
+ROUNDS = 31
+"""Runs of each provider and batch, in turn with the others'."""
 BUDGET_S = 20.0
-"""Longest time for the rounds of one width and batch; three rounds are always made."""
+"""Longest time for the rounds of one width; three rounds are always made."""
 _LEAST_ROUNDS = 3
-_BATCHES = (1, 4)
-"""A call of one image, and what a worker takes at once under load, about."""
 _COMPARED = 8
 """Images on which providers must agree."""
 _CHILD_S = 900.0
@@ -94,20 +93,15 @@ def measure(model: bytes, provider: Provider, threads: int, max_batch: int) -> M
     widths = widths_of(threads)
     timings: list[Timing] = []
     differences: dict[ProviderName, float] = {}
-    largest, infer_s = 1, 0.0
     for width in widths:
         graphs = _graphs(model, names, width, threads)
-        first = graphs[names[0]]
         if not differences:
             differences = _differences(graphs, names[0])
-        for batch in (each for each in _BATCHES if each <= max_batch):
-            timings += _timed(graphs, width, threads // width, images(batch, first.size))
-        if width == widths[-1]:
-            best = graphs[choose(timings, names[0], differences)[width]]
-            largest, infer_s = largest_batch(best, max_batch)
-    return Measured(
-        precision, timings, differences, choose(timings, names[0], differences), largest, infer_s
-    )
+        # A run on several cores is a lone image's: several images go to a worker each.
+        timings += _timed(graphs, width, threads // width, max_batch if width == 1 else 1)
+    chosen = choose(timings, names[0], differences)
+    largest, infer_s = largest_batch(timings, chosen[1])
+    return Measured(precision, timings, differences, chosen, largest, infer_s)
 
 
 def _graphs(
@@ -151,60 +145,72 @@ def probabilities(features: Floats) -> Floats:
 
 
 def _timed(
-    graphs: Mapping[ProviderName, Graph], width: int, side_by_side: int, given: Pixels
+    graphs: Mapping[ProviderName, Graph], width: int, side_by_side: int, max_batch: int
 ) -> list[Timing]:
-    """Runs the providers in turn, so that what disturbs one disturbs the others too.
+    """Runs the providers and batches in turn, so that what disturbs one disturbs the others too.
 
     As many runs at once as serve at once: they share the memory's bandwidth and the caches,
-    which one run alone has to itself.
+    which one run alone has to itself. Of batches those that workers would make, and one more.
+    A run on one core is one of many side by side, so what counts is its processor time, whoever
+    else computes; a run on several is alone, and counts by the clock.
     """
-    best: dict[ProviderName, Timing] = {}
+    first, *_ = graphs
+    given: dict[int, Pixels] = {}
+    wall_s: dict[tuple[ProviderName, int], list[float]] = defaultdict(list)
+    cpu_s: dict[tuple[ProviderName, int], list[float]] = defaultdict(list)
     with ThreadPoolExecutor(side_by_side) as pool:
 
-        def run(graph: Graph) -> None:
-            list(pool.map(lambda _: graph.run(given), range(side_by_side)))
+        def run(name: ProviderName, batch: int) -> tuple[float, float]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            list(pool.map(lambda _: graphs[name].run(given[batch]), range(side_by_side)))
+            return time.perf_counter() - wall, (time.process_time() - cpu) / side_by_side
 
-        for graph in graphs.values():
-            run(graph)  # kernels are chosen and memory is taken at the first run
+        batch = 1
+        while batch <= max_batch:
+            given[batch] = images(batch, graphs[first].size)
+            for name in graphs:  # kernels are chosen and memory is taken at the first run
+                run(name, batch)
+            if min(run(name, batch)[1] for name in graphs) > BATCH_S:
+                break
+            batch *= 2
         begun = time.monotonic()
         for turn in range(ROUNDS):
             if turn >= _LEAST_ROUNDS and time.monotonic() - begun > BUDGET_S:
                 break
-            for name, graph in graphs.items():
-                switched = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-                wall_s, cpu_s = time.perf_counter(), time.process_time()
-                run(graph)
-                wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-                is_disturbed = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw > switched
-                found = Timing(name, width, len(given), wall_s, cpu_s / side_by_side, is_disturbed)
-                best[name] = min(best.get(name, found), found, key=lambda t: _counts(t, width))
-    return list(best.values())
+            for batch in given:
+                for name in graphs:
+                    wall, cpu = run(name, batch)
+                    wall_s[name, batch].append(wall)
+                    cpu_s[name, batch].append(cpu)
+    counts = cpu_s if width == 1 else wall_s
+    return [
+        Timing(
+            name,
+            width,
+            batch,
+            min(wall_s[name, batch]),
+            min(cpu_s[name, batch]),
+            paired(counts[first, batch], counts[name, batch]),
+        )
+        for name in graphs
+        for batch in given
+    ]
 
 
-def _counts(timing: Timing, width: int) -> tuple[bool, float]:
-    if width == 1:
-        return False, timing.cpu_s
-    return timing.is_disturbed, timing.wall_s
+def largest_batch(timings: Sequence[Timing], provider: ProviderName) -> tuple[int, float]:
+    """Finds the largest batch whose images take little more of a core than those of the best one.
 
-
-def largest_batch(graph: Graph, most: int) -> tuple[int, float]:
-    """Finds the largest batch, up to `most`, that pays on one core, and seconds an image then.
-
-    One size that does not pay may be followed by one that does.
+    Returns it, and the seconds of an image in it. What a larger batch saves beside the network, the
+    hand-over of each image, is worth that little.
     """
-    best_s, largest, batch = float("inf"), 1, 1
-    while batch <= min(most, 4 * largest):
-        given = images(batch, graph.size)
-        graph.run(given)
-        each_s = float("inf")
-        for _ in range(_LEAST_ROUNDS):
-            cpu_s = time.process_time()
-            graph.run(given)
-            each_s = min(each_s, (time.process_time() - cpu_s) / batch)
-        if each_s <= best_s * PAYS:
-            best_s, largest = each_s, batch
-        batch *= 2
-    return largest, best_s
+    each_s = {
+        timing.batch: timing.cpu_s / timing.batch
+        for timing in timings
+        if timing.cores == 1 and timing.provider == provider
+    }
+    most_s = min(each_s.values()) / PAYS
+    largest = max(batch for batch, seconds in each_s.items() if seconds <= most_s)
+    return largest, each_s[largest]
 
 
 def bf16_pays(model: bytes) -> bool:

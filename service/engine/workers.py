@@ -7,7 +7,7 @@ another's threads. An image that finds a free worker is run at once, with no wai
 
 A batch is put together while it is decoded: before each image a worker asks the queue whose
 turn it is now. So an image whose caller left, or whose deadline passed, costs nothing, and a
-batch ends once it has taken `_BATCH_S`: who arrives meanwhile waits for no longer than that and
+batch ends once it has taken `BATCH_S`: who arrives meanwhile waits for no longer than that and
 the one image that was begun. Stops with `close`.
 """
 
@@ -37,7 +37,7 @@ from service.engine.recent_features import Known, RecentFeatures
 from service.errors import Exhausted, GraftError, Reason
 from service.ops.metrics import Metrics
 
-_BATCH_S = 0.025
+BATCH_S = 0.025
 """Longest expected time of a batch of more than one image. Handing a batch over and taking the
 callers' next requests costs some 0.3 ms more than doing it for one image of several; a longer
 batch saves little of that, and whoever arrives meanwhile waits for all of it."""
@@ -285,10 +285,10 @@ class Workers:
                 runs_s = sum(each.to_run_s(now) for each in rows)
                 spent_s = now - begun + runs_s + backbone.infer_s.at(now)
                 # What waits for a worker that is free already is left to it.
-                if taken < most and spent_s < _BATCH_S and self._queue.waiting > self._free:
+                if taken < most and spent_s < BATCH_S and self._queue.waiting > self._free:
                     item = self._queue.pop(now, backbone)
             row = None if item is None else self._row(item)
-            if row is not None and rows and spent_s + row.to_decode_s > _BATCH_S:
+            if row is not None and rows and spent_s + row.to_decode_s > BATCH_S:
                 break
         return rows, row
 

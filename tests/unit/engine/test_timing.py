@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from service.engine import providers, timing
-from service.engine.provider_table import Measured, ProviderTable
+from service.engine.provider_table import Measured, ProviderTable, Timing
 from service.engine.providers import Provider
 from service.engine.timing import Measurer
 from service.ops.metrics import Metrics
@@ -24,17 +24,49 @@ BOTH = Provider("cpu", "", ("openvino",))
 
 
 @needs_openvino
-def test_both_providers_are_timed_at_every_width_and_compared(backbone: Path) -> None:
+def test_both_providers_are_timed_at_every_width_and_compared(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "BATCH_S", 1e9)
     found = timing.measure(backbone.read_bytes(), BOTH, 2, 4)
     assert found.precision == "fp32"
     assert {(each.provider, each.cores, each.batch) for each in found.timings} == {
-        (name, cores, batch) for name in ("cpu", "openvino") for cores in (1, 2) for batch in (1, 4)
+        (name, cores, batch)
+        for name in ("cpu", "openvino")
+        for cores, batch in ((2, 1), (1, 1), (1, 2), (1, 4))
     }
     assert all(each.wall_s > 0 for each in found.timings)
     assert 0 <= found.differences["openvino"] < 1e-3
     assert found.providers.keys() == {1, 2}
     assert found.max_batch in (1, 2, 4)
     assert found.infer_s > 0
+
+
+def test_no_batch_is_timed_beyond_one_that_no_worker_would_make(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "BATCH_S", 0.0)
+    found = timing.measure(backbone.read_bytes(), CPU, 1, 32)
+    assert [each.batch for each in found.timings] == [1]
+    assert found.max_batch == 1
+
+
+@pytest.mark.parametrize(
+    ("image_ms", "largest"),
+    [
+        pytest.param({1: 12.5, 2: 11.3, 4: 10.3}, 4, id="larger ones pay"),
+        pytest.param({1: 10.0, 2: 10.2, 4: 11.0}, 2, id="one that costs hardly more"),
+        pytest.param({1: 10.0, 2: 10.9, 4: 9.9}, 4, id="one that pays after one that does not"),
+        pytest.param({1: 10.0, 2: 10.9}, 1, id="none pays"),
+    ],
+)
+def test_the_largest_batch_is_one_whose_images_cost_little_more_than_the_best(
+    image_ms: dict[int, float], largest: int
+) -> None:
+    own = [Timing("openvino", 1, n, 1.0, n * ms / 1000) for n, ms in image_ms.items()]
+    others = [Timing("cpu", 1, 32, 1.0, 0.0), Timing("openvino", 2, 8, 0.0, 0.0)]
+    found, image_s = timing.largest_batch([*own, *others], "openvino")
+    assert (found, image_s) == (largest, pytest.approx(image_ms[largest] / 1000))
 
 
 def test_a_provider_that_fails_is_left_out(
