@@ -7,6 +7,7 @@ memory of one belongs to the jobs that run.
 """
 
 import importlib
+from contextlib import suppress
 
 _MODULES = (
     "trainer.train",
@@ -15,18 +16,14 @@ _MODULES = (
     "trainer.methods.auto",
     "trainer.ranking",
 )
-_OPTIONAL = ("openvino", "onnxruntime_ep_openvino")
 
 
 def prepare() -> None:
     """Imports all that a feature-based job needs."""
     for name in _MODULES:
         importlib.import_module(name)
-    for name in _OPTIONAL:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue
+    with suppress(ImportError):  # an optional extra
+        importlib.import_module("openvino")
     from threadpoolctl import ThreadpoolController
 
     from trainer.reporting import page

@@ -29,7 +29,7 @@ AGREE = 1e-4
 version's answers may differ by, since its head and images are not those that were compared."""
 _MOST = 1000
 """Backbones in the table; those measured first leave."""
-_LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "onnxruntime-ep-openvino", "openvino")
+_LIBRARIES = ("onnxruntime-gpu", "onnxruntime", "openvino")
 
 
 class Timing(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ import importlib.util
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +22,6 @@ ProviderName = Literal["tensorrt", "cuda", "openvino", "cpu"]
 
 log = logging.getLogger(__name__)
 
-_OPENVINO_PLUGIN = "openvino"
 _PROBED = 224
 """Numbers that a probe of a GPU computes with."""
 
@@ -121,35 +119,11 @@ def gpu_providers(name: ProviderName, arena_bytes: int = 0) -> list[Any]:
     return [tensorrt, cuda] if name == "tensorrt" else [cuda]
 
 
-@cache
 def openvino_problem() -> str:
     """Explains why OpenVINO cannot compute here; "" where it can."""
-    if openvino_device() is not None or has_openvino():
+    if importlib.util.find_spec("openvino") is not None:
         return ""
     return "OpenVINO is not installed (pip install 'graftml-server[openvino]')"
-
-
-@cache
-def openvino_device() -> Any | None:
-    """ONNX Runtime's device for OpenVINO on the CPU, if its plugin is installed and offers one.
-
-    The plugin offers Intel's CPUs alone; on others `has_openvino` may still be true.
-    """
-    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
-        return None
-    import onnxruntime_ep_openvino  # noqa: PLC0415 - an optional extra
-
-    try:
-        library = onnxruntime_ep_openvino.get_library_path()
-        ort.register_execution_provider_library(_OPENVINO_PLUGIN, library)
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        log.warning("the OpenVINO plugin for ONNX Runtime does not load: %s", error)
-        return None
-    names = onnxruntime_ep_openvino.get_ep_names()
-    for device in ort.get_ep_devices():
-        if device.ep_name in names and device.device.type == ort.OrtHardwareDeviceType.CPU:
-            return device
-    return None
 
 
 def openvino_config(precision: Precision, cores: int, streams: int) -> dict[str, str]:
@@ -182,11 +156,6 @@ def has_vnni() -> bool:
     then a version in int8 sums as elsewhere, but is no quicker than one in fp32.
     """
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpus.describe().flags)
-
-
-def has_openvino() -> bool:
-    """Tells whether the OpenVINO runtime itself is installed."""
-    return importlib.util.find_spec("openvino") is not None
 
 
 def _cannot_be_had(setting: str, problem: str) -> str:

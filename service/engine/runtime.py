@@ -6,7 +6,6 @@ once, and what was measured to be quicker takes over when that is known
 (provider_table.py). Tests put a fake `Runtime` in its place.
 """
 
-import json
 import logging
 import threading
 import time
@@ -229,7 +228,9 @@ def compiled(
     """
     precision = providers.computing(name, precision_of(model))
     if name == "openvino":
-        return _openvino_graph(model, precision, all_cores, max(1, all_cores // cores))
+        from service.engine.openvino import OpenVinoGraph  # noqa: PLC0415 - an optional extra
+
+        return OpenVinoGraph(model, precision, all_cores, max(1, all_cores // cores))
     if name == "cpu":
         session = ort.InferenceSession(model, _options(cores), providers=["CPUExecutionProvider"])
         return OnnxGraph(session, "CPUExecutionProvider")
@@ -413,20 +414,6 @@ def on_one_core(path: Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
         return found
 
     return run
-
-
-def _openvino_graph(model: bytes, precision: Precision, cores: int, streams: int) -> Graph:
-    device = providers.openvino_device()
-    # The plugin may not take the setting by which int8 is exact without VNNI.
-    if device is None or not providers.has_vnni():
-        from service.engine.openvino import OpenVinoGraph  # noqa: PLC0415 - an optional extra
-
-        return OpenVinoGraph(model, precision, cores, streams)
-    options = _options(1)
-    config = {"CPU": providers.openvino_config(precision, cores, streams)}
-    options.add_provider_for_devices([device], {"load_config": json.dumps(config)})
-    session = ort.InferenceSession(model, options)
-    return OnnxGraph(session, device.ep_name)
 
 
 def _options(cores: int) -> ort.SessionOptions:
