@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 WORTH = 0.97
 """A provider is taken in place of the first when a run takes at most this part of the time: less
-is noise, and no gain beside the memory of a second library (OpenVINO: 280 MiB for two forms of
+is noise, and no gain beside the memory of a second library (OpenVINO: 200 MiB for two forms of
 efficientnet_lite0)."""
 AGREE = 1e-4
 """Largest difference of a probability by which two providers still agree: a tenth of what a
