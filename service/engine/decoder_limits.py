@@ -30,7 +30,9 @@ def unreadable(why: str) -> InvalidInput:
 
 MAX_SCANS: Final = 64
 
-_SCAN: Final = b"\xff\xda"
+_SCAN: Final = 0xDA
+_SEQUENTIAL: Final = frozenset({0xC0, 0xC1})
+"""Frames that are not progressive."""
 _JPEG_END: Final = 0xD9
 # In a scan's data 0xFF is followed by 0 or by a restart; elsewhere bytes of 0xFF pad.
 _JPEG_MARKER: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
@@ -40,19 +42,25 @@ _MARKERS_ALONE: Final = frozenset({0x01, 0xD8})
 
 def has_too_many_scans(data: bytes) -> bool:
     """Tells whether a JPEG has more than MAX_SCANS; False for other bytes."""
-    # Metadata may hold the same two bytes, so that this alone says nothing.
-    if not data.startswith(b"\xff\xd8") or data.count(_SCAN) <= MAX_SCANS:
+    if not data.startswith(b"\xff\xd8"):
         return False
-    scans, at = 0, 2
+    scans, components, at = 0, 0, 2
     while (found := _JPEG_MARKER.search(data, at)) is not None:
         marker, at = found[1][0], found.end()
         if marker == _JPEG_END:
             return False
         if marker in _MARKERS_ALONE:
             continue
-        scans += marker == _SCAN[1]
-        if scans > MAX_SCANS:
-            return True
+        if marker in _SEQUENTIAL:
+            (components,) = data[at + 7 : at + 8] or b"\0"
+        elif marker == _SCAN:
+            scans += 1
+            # One whose first scan has all components, as nearly every photo, has no other that a
+            # decoder reads; to look through its data would hold up other threads.
+            if scans == 1 and components and data[at + 2 : at + 3] == bytes([components]):
+                return False
+            if scans > MAX_SCANS:
+                return True
         at += int.from_bytes(data[at : at + 2], "big")
     return False
 

@@ -290,6 +290,31 @@ def test_what_looks_like_a_scan_in_metadata_or_after_the_end_is_none() -> None:
     assert not decoder_limits.has_too_many_scans(b"\x89PNG" + comment)
 
 
+def test_a_sequential_jpeg_whose_first_scan_is_whole_has_no_other_that_is_decoded() -> None:
+    data = encode(gradient(64, 64), "JPEG")
+    scan = data[data.index(b"\xff\xda") : -2]
+    assert not decoder_limits.has_too_many_scans(data + scan * 80)
+    with pytest.raises(InvalidInput) as refused:
+        preprocess.decode(data[:-2] + scan * 80 + data[-2:])
+    assert refused.value.reason is Reason.IMAGE_UNREADABLE
+
+
+def test_scans_count_where_the_first_has_not_all_components() -> None:
+    frame = b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 17, 8, 64, 64, 3) + bytes(9)
+    one, all_ = (
+        b"\xff\xda" + struct.pack(">HB", 6 + 2 * count, count) + bytes(2 * count + 3)
+        for count in (1, 3)
+    )
+    assert decoder_limits.has_too_many_scans(frame + one + all_ * 64)
+    assert not decoder_limits.has_too_many_scans(frame + one + all_ * 63)
+    # None of no components, nor one that is cut off.
+    none = b"\xff\xda" + struct.pack(">HB", 6, 0) + bytes(3)
+    progressive = frame.replace(b"\xff\xc0", b"\xff\xc2")
+    assert decoder_limits.has_too_many_scans(progressive + none * 65)
+    assert decoder_limits.has_too_many_scans(progressive + all_ * 65)
+    assert not decoder_limits.has_too_many_scans(frame[:9] + b"\xff\xda")
+
+
 @pytest.mark.parametrize("kind", [1, 2])
 def test_a_bmp_of_run_lengths_is_refused(kind: int) -> None:
     data = bytearray(encode(gradient(40, 30).quantize(200), "BMP"))
