@@ -34,6 +34,8 @@ from service.contract import (
 from service.domain import Framing
 from service.engine.feature_cache import FeatureCache
 from service.engine.head import Floats, Head
+from service.engine.providers import Provider
+from service.engine.runtime import OnnxRuntime, Session
 from service.errors import NotFound, Reason, unloadable
 from service.ops.cpus import available_cores
 from trainer import answers, divided, framing, reference
@@ -252,6 +254,17 @@ class Job:
         """
         assert self._floating is not None, "start_from comes first"
         return self._floating
+
+    def timed_session(self) -> Session:
+        """Loads what a forward pass is timed on, to estimate what training the network would take.
+
+        In fp32 where frozen features are in int8: bf16, in which the floats may be meant to be
+        served, speeds PyTorch's training up by much less than OpenVINO's serving.
+        """
+        if self.floating is self.frozen or self.plain is None:
+            return self.floating.session
+        runtime = OnnxRuntime(Provider("cpu", "to be timed"), self.spec.threads, is_narrow=True)
+        return BackboneFile(self.file(self.plain.digest), runtime, self.plain.digest).load()
 
     @property
     def size(self) -> int:

@@ -234,7 +234,7 @@ def _auto(job: Job, divided: Divided) -> Transferred:
             answers=unanswered if fitted.out_of_fold is None else fitted.out_of_fold,
             order=divided.sides,
             budget_s=job.training_budget_s,
-            session=lambda: job.floating.session,
+            session=job.timed_session,
             pretrained=lambda: job.backbone,
         )
 

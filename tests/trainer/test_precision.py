@@ -1,15 +1,26 @@
 """The precision of a version: settled by its job, written in its file, kept by every machine."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.contract import BACKBONE_FILE, REFERENCE_FILE, ExportedBackbone, JobSpec, ModelBased
+from service.contract import (
+    BACKBONE_FILE,
+    DEFAULT_BACKBONE,
+    REFERENCE_FILE,
+    Auto,
+    ExportedBackbone,
+    JobSpec,
+    ModelBased,
+    PretrainedBackbone,
+)
 from service.engine import providers, timing
 from service.engine.runtime import precision_of
 from service.errors import Reason, WrongState
 from tests.trainer.conftest import MakeFolder, MakeSpec, Told
 from trainer import export, train
+from trainer.job import Job
 
 needs_openvino = pytest.mark.skipif(
     bool(providers.openvino_problem()), reason="OpenVINO is not installed"
@@ -118,3 +129,25 @@ def test_a_precision_that_this_machine_does_not_compute_in_is_refused(
     with pytest.raises(WrongState, match=needed) as refused:
         train.run(spec, Told().append)
     assert refused.value.reason == Reason.DEVICE_UNAVAILABLE
+
+
+@needs_openvino
+def test_training_is_estimated_in_fp32_where_int8_serves_and_no_form_in_bf16_is_made_for_it(
+    make_spec: MakeSpec,
+    default_forms: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(providers, "has_amx", lambda: True)
+    monkeypatch.setattr(providers, "has_vnni", lambda: True)
+    monkeypatch.setattr(timing, "bf16_pays", pytest.fail)
+    spec = make_spec(
+        tmp_path, method=Auto(), backbone=DEFAULT_BACKBONE, weights="", precision="auto",
+        provider="auto", **default_forms,
+    )  # fmt: skip
+    job = Job(spec, Told().append)
+    job.start_from(PretrainedBackbone(backbone=spec.backbone, exported=spec.exported))
+    assert job.floating is not job.frozen
+    session = job.timed_session()
+    assert (session.precision, session.made_for) == ("fp32", "fp32")
+    assert not Path(spec.out_dir).exists()

@@ -93,7 +93,7 @@ class Given:
     budget_s: float | None
     """Seconds that all training may take; None where the request names none."""
     session: Callable[[], Session]
-    """What computes frozen features, to measure it by."""
+    """Loads what a forward pass is timed on; see `Job.timed_session`."""
     pretrained: Callable[[], "Backbone"]
 
 
