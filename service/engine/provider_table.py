@@ -20,10 +20,9 @@ from service.ops import cpus
 
 log = logging.getLogger(__name__)
 
-WORTH = 0.97
-"""A provider is taken in place of the first when a run takes at most this part of the time: less
-is noise, and no gain beside the memory of a second library (OpenVINO: 200 MiB for two forms of
-efficientnet_lite0)."""
+WORTH = 0.99
+"""A provider is taken in place of the first when a run is shown to take at most this part of the
+time: less is no gain beside the memory of a second library."""
 AGREE = 1e-4
 """Largest difference of a probability by which two providers still agree: a tenth of what a
 version's answers may differ by, since its head and images are not those that were compared."""
@@ -71,8 +70,8 @@ def choose(
 ) -> dict[int, ProviderName]:
     """Chooses a provider for each number of cores.
 
-    The first one stays where none is quicker by 3 %, as the geometric mean of its ratios over
-    batches, or where the quicker does not agree with it.
+    The first one stays where none is shown to be quicker by 1 %, as the geometric mean of its
+    ratios over batches, or where the quicker does not agree with it.
     """
     chosen: dict[int, ProviderName] = {}
     for cores in sorted({timing.cores for timing in timings}):
@@ -89,10 +88,14 @@ def choose(
 def paired(first_s: Sequence[float], own_s: Sequence[float]) -> float:
     """Compares the seconds of rounds with those of the first provider's run in the same round.
 
-    The median of their ratios: what slows a machine for seconds slows both, and what interrupts
-    a run now and then does not count.
+    Returns the upper end, one-sided 95 %, of the median of their ratios: what slows a machine for
+    seconds slows both, what interrupts a run now and then does not count, and what the rounds do
+    not show is not believed. Of n ratios in order the ((n + 1.645 sqrt(n)) / 2)th, the usual bound
+    by the sign test.
     """
-    return statistics.median(own / first for first, own in zip(first_s, own_s, strict=True))
+    ratios = sorted(own / first for first, own in zip(first_s, own_s, strict=True))
+    place = math.ceil((len(ratios) + 1.645 * math.sqrt(len(ratios))) / 2)
+    return ratios[min(place, len(ratios)) - 1]
 
 
 def machine_key() -> dict[str, str]:

@@ -10,8 +10,11 @@ import pytest
 from prometheus_client import generate_latest
 
 from service.engine import providers, timing
+from service.engine.head import Floats
+from service.engine.preprocess import Pixels
 from service.engine.provider_table import Measured, ProviderTable, Timing
-from service.engine.providers import Provider
+from service.engine.providers import Provider, ProviderName
+from service.engine.runtime import Graph
 from service.engine.timing import Measurer
 from service.ops.metrics import Metrics
 from tests.unit.engine.conftest import GUARD_S
@@ -49,6 +52,35 @@ def test_no_batch_is_timed_beyond_one_that_no_worker_would_make(
     found = timing.measure(backbone.read_bytes(), CPU, 1, 32)
     assert [each.batch for each in found.timings] == [1]
     assert found.max_batch == 1
+
+
+class Costing:
+    """A graph whose run takes what it is told, by the clock and of the processor."""
+
+    size, feature_dim = 8, 1
+
+    def __init__(self, clocks: dict[str, float], wall_s: float, cpu_s: float) -> None:
+        self._clocks, self._wall_s, self._cpu_s = clocks, wall_s, cpu_s
+
+    def run(self, images: Pixels) -> Floats:
+        self._clocks["wall"] += self._wall_s
+        self._clocks["cpu"] += self._cpu_s
+        return np.zeros((len(images), 1), np.float32)
+
+
+def test_a_run_on_one_core_counts_by_the_processor_and_one_on_several_by_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clocks = {"wall": 0.0, "cpu": 0.0}
+    graphs: dict[ProviderName, Graph] = {
+        "cpu": Costing(clocks, 0.010, 0.010), "openvino": Costing(clocks, 0.030, 0.007),
+    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(timing.time, "perf_counter", lambda: clocks["wall"])
+        patch.setattr(timing.time, "process_time", lambda: clocks["cpu"])
+        one, two = (timing._timed(graphs, width, 1, 1) for width in (1, 2))
+    assert [each.ratio for each in one] == pytest.approx([1.0, 0.7])
+    assert [each.ratio for each in two] == pytest.approx([1.0, 3.0])
 
 
 @pytest.mark.parametrize(
