@@ -29,6 +29,9 @@ def unreadable(why: str) -> InvalidInput:
 # most a few dozen.
 
 MAX_SCANS: Final = 64
+MAX_JPEG_SEGMENTS: Final = 10_000
+"""Pillow and we go through them in Python, a microsecond each: megabytes of empty ones would take
+seconds. A large colour profile has 255."""
 
 _SCAN: Final = 0xDA
 _SEQUENTIAL: Final = frozenset({0xC0, 0xC1})
@@ -40,13 +43,16 @@ _MARKERS_ALONE: Final = frozenset({0x01, 0xD8})
 """Markers without a length."""
 
 
-def has_too_many_scans(data: bytes) -> bool:
-    """Tells whether a JPEG has more than MAX_SCANS; False for other bytes."""
+def is_endless_jpeg(data: bytes) -> bool:
+    """Tells whether a JPEG has more than MAX_SCANS or MAX_JPEG_SEGMENTS; False for other bytes."""
     if not data.startswith(b"\xff\xd8"):
         return False
-    scans, components, at = 0, 0, 2
+    segments, scans, components, at = 0, 0, 0, 2
     while (found := _JPEG_MARKER.search(data, at)) is not None:
         marker, at = found[1][0], found.end()
+        segments += 1
+        if segments > MAX_JPEG_SEGMENTS:
+            return True
         if marker == _JPEG_END:
             return False
         if marker in _MARKERS_ALONE:

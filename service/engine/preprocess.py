@@ -33,7 +33,7 @@ from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from service.domain import DEFAULT_DECODING, ImageDecoding
 from service.engine import decoder_limits, formats
-from service.engine.decoder_limits import MAX_SCANS, unreadable
+from service.engine.decoder_limits import MAX_JPEG_SEGMENTS, MAX_SCANS, unreadable
 from service.errors import InvalidInput, Reason
 
 Pixels = npt.NDArray[np.uint8]
@@ -298,10 +298,10 @@ def _open(data: bytes) -> _Opened:
     kind = formats.recognise(data)
     with _readable():
         page = decoder_limits.tiff_page(data) if kind == "TIFF" else None
-        if kind == "JPEG" and decoder_limits.has_too_many_scans(data):
+        if kind == "JPEG" and decoder_limits.is_endless_jpeg(data):
             raise unreadable(
-                f"the JPEG has more than {MAX_SCANS} scans, which no camera or program writes: "
-                "save it again"
+                f"the JPEG has more than {MAX_SCANS} scans or {MAX_JPEG_SEGMENTS} segments, which "
+                "no camera or program writes: save it again"
             )
         if kind == "GIF":
             _check_size(*decoder_limits.gif_size(data))

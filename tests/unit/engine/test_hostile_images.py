@@ -284,16 +284,16 @@ def test_a_jpeg_of_more_scans_than_any_has_is_refused() -> None:
 def test_what_looks_like_a_scan_in_metadata_or_after_the_end_is_none() -> None:
     comment = b"\xff\xda" * 200
     segment = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
-    assert not decoder_limits.has_too_many_scans(with_scans(3, segment))
-    assert not decoder_limits.has_too_many_scans(with_scans(3) + comment)
-    assert decoder_limits.has_too_many_scans(with_scans(80, segment))
-    assert not decoder_limits.has_too_many_scans(b"\x89PNG" + comment)
+    assert not decoder_limits.is_endless_jpeg(with_scans(3, segment))
+    assert not decoder_limits.is_endless_jpeg(with_scans(3) + comment)
+    assert decoder_limits.is_endless_jpeg(with_scans(80, segment))
+    assert not decoder_limits.is_endless_jpeg(b"\x89PNG" + comment)
 
 
 def test_a_sequential_jpeg_whose_first_scan_is_whole_has_no_other_that_is_decoded() -> None:
     data = encode(gradient(64, 64), "JPEG")
     scan = data[data.index(b"\xff\xda") : -2]
-    assert not decoder_limits.has_too_many_scans(data + scan * 80)
+    assert not decoder_limits.is_endless_jpeg(data + scan * 80)
     with pytest.raises(InvalidInput) as refused:
         preprocess.decode(data[:-2] + scan * 80 + data[-2:])
     assert refused.value.reason is Reason.IMAGE_UNREADABLE
@@ -305,14 +305,23 @@ def test_scans_count_where_the_first_has_not_all_components() -> None:
         b"\xff\xda" + struct.pack(">HB", 6 + 2 * count, count) + bytes(2 * count + 3)
         for count in (1, 3)
     )
-    assert decoder_limits.has_too_many_scans(frame + one + all_ * 64)
-    assert not decoder_limits.has_too_many_scans(frame + one + all_ * 63)
+    assert decoder_limits.is_endless_jpeg(frame + one + all_ * 64)
+    assert not decoder_limits.is_endless_jpeg(frame + one + all_ * 63)
     # None of no components, nor one that is cut off.
     none = b"\xff\xda" + struct.pack(">HB", 6, 0) + bytes(3)
     progressive = frame.replace(b"\xff\xc0", b"\xff\xc2")
-    assert decoder_limits.has_too_many_scans(progressive + none * 65)
-    assert decoder_limits.has_too_many_scans(progressive + all_ * 65)
-    assert not decoder_limits.has_too_many_scans(frame[:9] + b"\xff\xda")
+    assert decoder_limits.is_endless_jpeg(progressive + none * 65)
+    assert decoder_limits.is_endless_jpeg(progressive + all_ * 65)
+    assert not decoder_limits.is_endless_jpeg(frame[:9] + b"\xff\xda")
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xd8", b"\xff\x01", b"\xff\xfe\0\2"])
+def test_a_jpeg_of_endless_segments_is_refused(segment: bytes) -> None:
+    data = encode(gradient(64, 64), "JPEG")
+    assert not decoder_limits.is_endless_jpeg(data[:2] + segment * 9_000 + data[2:])
+    with pytest.raises(InvalidInput, match="10000 segments") as refused:
+        preprocess.decode(data[:2] + segment * 2**20 + data[2:])
+    assert refused.value.reason is Reason.IMAGE_UNREADABLE
 
 
 @pytest.mark.parametrize("kind", [1, 2])
