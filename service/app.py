@@ -199,6 +199,7 @@ class App:
         engine = Engine(runtime, stores.blobs.read, limits, metrics)
         stack.callback(engine.close)
         pins = Pins(engine, models)
+        follower = ChangeFollower(stores.changes, models, engine, pins)
 
         # Training.
         async def warm(model: ModelKey, stored: StoredVersion) -> None:
@@ -293,7 +294,7 @@ class App:
                 (prediction_pb2_grpc.add_PredictionServiceServicer_to_server, prediction),
                 (
                     model_pb2_grpc.add_ModelServiceServicer_to_server,
-                    ModelServicer(models, exporter),
+                    ModelServicer(models, exporter, follower),
                 ),
                 (
                     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server,
@@ -327,7 +328,6 @@ class App:
         # After the drain: until then a job may get a warm trainer.
         stack.push_async_callback(self._close_trainers, export)
         stack.push_async_callback(drain)
-        follower = ChangeFollower(stores.changes, models, engine, pins)
         stack.push_async_callback(follower.close)
         await follower.start()
         await supervisor.start()

@@ -12,6 +12,7 @@ from service.engine.export import Exporter
 from service.errors import bad_field
 from service.rpc.codec import models as codec
 from service.rpc.handlers import Context, in_store_thread
+from service.rpc.pins import ChangeFollower
 from service.storage.models import ModelStore
 from service.storage.version_rows import VersionRecord
 
@@ -23,9 +24,10 @@ _Which = pb.GetVersionRequest | pb.GetReportRequest | pb.ExportModelRequest
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Manages published models, as model.proto says."""
 
-    def __init__(self, models: ModelStore, exporter: Exporter) -> None:
+    def __init__(self, models: ModelStore, exporter: Exporter, follower: ChangeFollower) -> None:
         self._models = models
         self._exporter = exporter
+        self._follower = follower
 
     @in_store_thread
     def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -40,12 +42,13 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         )
         return pb.ListModelsResponse(models=map(codec.model, records), next_page_token=token)
 
-    @in_store_thread
-    def DeleteModel(
+    async def DeleteModel(
         self, request: pb.DeleteModelRequest, context: Context
     ) -> pb.DeleteModelResponse:
         model = principal.current().key(request.model)
-        self._models.delete_model(model, force=request.force)
+        await asyncio.to_thread(self._models.delete_model, model, force=request.force)
+        # Before the answer: a new model of this name must not begin with the old one's counts.
+        await self._follower.look_again(model)
         return pb.DeleteModelResponse()
 
     @in_store_thread
@@ -60,12 +63,12 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         records, token = self._models.list_versions(model, request.page_size, request.page_token)
         return pb.ListVersionsResponse(versions=map(self._encoded, records), next_page_token=token)
 
-    @in_store_thread
-    def DeleteVersion(
+    async def DeleteVersion(
         self, request: pb.DeleteVersionRequest, context: Context
     ) -> pb.DeleteVersionResponse:
         model = principal.current().key(request.model)
-        self._models.delete_version(model, request.version)
+        await asyncio.to_thread(self._models.delete_version, model, request.version)
+        await self._follower.look_again(model)
         return pb.DeleteVersionResponse()
 
     @in_store_thread

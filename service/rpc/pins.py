@@ -87,6 +87,7 @@ class ChangeFollower:
         self._pins = pins
         self._models_changed: set[ModelKey] = set()
         self._has_news = asyncio.Event()
+        self._looking = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._tasks: list[asyncio.Task[None]] = []
         changes.listen("model", self._heard)
@@ -101,6 +102,19 @@ class ChangeFollower:
             asyncio.create_task(self._poll(), name="poll changes"),
             asyncio.create_task(self._follow(), name="follow changes"),
         ]
+
+    async def look_again(self, model: ModelKey) -> None:
+        """Drops what is recorded of a model's deleted versions. Failures are logged."""
+        # One at a time: what an earlier look has read must not be done after a later one's.
+        async with self._looking:
+            try:
+                numbers = await asyncio.to_thread(self._models.numbers, model)
+            except NotFound:
+                numbers = []
+            except GraftError:
+                log.exception("what changed cannot be looked up; the next change tries again")
+                return
+            self._engine.keep_only(model, numbers)
 
     async def close(self) -> None:
         """Ends the tasks."""
@@ -134,14 +148,7 @@ class ChangeFollower:
             changed, self._models_changed = self._models_changed, set()
             try:
                 for model in changed:
-                    await self._look_again(model)
+                    await self.look_again(model)
                 await self._pins.reconcile()
             except Exception:
                 log.exception("what changed cannot be looked up; the next change tries again")
-
-    async def _look_again(self, model: ModelKey) -> None:
-        try:
-            numbers = await asyncio.to_thread(self._models.numbers, model)
-        except NotFound:
-            numbers = []
-        self._engine.keep_only(model, numbers)

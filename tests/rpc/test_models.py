@@ -94,6 +94,15 @@ async def test_a_deleted_models_counts_and_series_go_with_it(service: Service) -
     assert await counted(service) == []
 
 
+async def test_a_model_of_a_deleted_ones_name_begins_to_count_at_nothing(service: Service) -> None:
+    for _ in range(3):
+        await service.make_model()
+        assert await predicted_version(service) == 1
+        (counts,) = await statistics(service)
+        assert counts.inference_count == 1
+        await service.models.DeleteModel(pb.DeleteModelRequest(model="colours"))
+
+
 async def metrics(service: Service) -> str:
     url = f"http://127.0.0.1:{service.app.metrics_port}/metrics"
 
@@ -106,9 +115,13 @@ async def metrics(service: Service) -> str:
 
 
 async def counted(service: Service) -> list[tuple[str, str]]:
+    return [(found.name, found.version) for found in await statistics(service)]
+
+
+async def statistics(service: Service) -> list[grpc_predict_v2_pb2.ModelStatistics]:
     stub: Any = GRPCInferenceServiceStub(service.channel)
     answer = await stub.ModelStatistics(grpc_predict_v2_pb2.ModelStatisticsRequest())
-    return [(found.name, found.version) for found in answer.model_stats]
+    return list(answer.model_stats)
 
 
 async def test_a_version_tells_how_it_was_made(service: Service) -> None:
