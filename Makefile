@@ -40,10 +40,10 @@ $(NODE): clients/node/package-lock.json
 demo: $(VENV)/.installed  ## Fine-tune and serve on sample images, left in demo/ (DATA=folder for your own)
 	@$(PY) clients/demo.py $(if $(DATA),--data $(DATA))
 
-# Two files of tests at a time, the longest first: they wait for processes as much as they compute.
+# Three files of tests at a time, the longest first: they often wait for processes.
 # Lint and types are checked beside them, and what they find is the last that is printed; before
 # that what servers of tests would export, each for itself, where the sources have changed.
-WORKERS ?= 2
+WORKERS ?= 3
 test: $(VENV)/.installed-dev $(VENV)/triton/.installed $(NODE)  ## Lint, type-check and run every test
 	@{ $(PY) -m trainer prepare && $(MAKE) --no-print-directory lint generate-check; } \
 	  >$(VENV)/lint.txt 2>&1 & lint=$$!; \
