@@ -152,14 +152,21 @@ def test_a_mirror_is_used_without_network_when_its_hash_fits(
 def test_a_download_that_never_ends_is_given_up_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends = threading.Event()
+    begun, ends = threading.Event(), threading.Event()
+
+    def look_up(*_: object, **__: object) -> None:
+        begun.set()
+        ends.wait(GUARD_S)
+
     monkeypatch.setattr(download, "LIMIT_S", 0.01)
     # As the look-up of a name, which no timeout of a socket reaches.
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: ends.wait(GUARD_S))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", look_up)
     try:
         with pytest.raises(WrongState, match=r"did not end within 0.01 s.*put the file") as caught:
             backbones.load("resnet18", "", 0, tmp_path)
     finally:
+        # Its thread may begin late, and must not call what the next test puts there.
+        assert begun.wait(GUARD_S)
         ends.set()
     assert caught.value.reason is Reason.WEIGHTS_UNAVAILABLE
 
