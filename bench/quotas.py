@@ -19,8 +19,15 @@ from pathlib import Path
 from graftml import Client
 
 from bench.photographs import given_or_written, photos
-from bench.running import Running, fine_tune, measured, service, spread
-from bench.serve.__main__ import plain_server, wait_until_measured
+from bench.running import (
+    Running,
+    fine_tune,
+    measured,
+    plain_server,
+    service,
+    spread,
+    wait_until_measured,
+)
 from service.ops.cpus import describe
 
 GROUPS = Path("/sys/fs/cgroup")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from graftml.types import ServingPrecision
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 MEASURE_TIMEOUT_S = 900.0
+MEASURED_TIMEOUT_S = 600.0
+"""Time for all backbones of a service to have their providers measured."""
 
 T = TypeVar("T")
 
@@ -107,6 +110,29 @@ def fine_tune(
             serving_precision=precision,
         )  # fmt: skip
         job.wait(timeout_s=300)
+
+
+def plain_server(stack: contextlib.ExitStack, model: Path) -> Running:
+    """Starts the yardstick."""
+    command = [sys.executable, "-m", "bench.serve.plain_server", str(model)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    stack.callback(process.wait, 10)
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    return Running(f"127.0.0.1:{int(process.stdout.readline())}", "", process)
+
+
+def wait_until_measured(metrics_url: str) -> None:
+    """Waits until no backbone waits to be measured."""
+    deadline = time.monotonic() + MEASURED_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(metrics_url, timeout=10) as answer:  # nosec B310 # our own server
+            lines = answer.read().decode().splitlines()
+        (pending,) = (x for x in lines if x.startswith("graft_measurements_pending"))
+        if float(pending.split()[-1]) == 0:
+            return
+        time.sleep(0.5)
+    sys.exit(f"backbones were not measured within {MEASURED_TIMEOUT_S:g} s")
 
 
 def measured(module: str, *arguments: object) -> dict[str, Any]:

@@ -19,11 +19,9 @@ table alone.
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -36,7 +34,15 @@ from graftml.types import ServingPrecision
 
 from bench.photographs import given_or_written, photos
 from bench.published import NEAR_EMPTY, publish_near_empty
-from bench.running import Running, fine_tune, measured, pss_mib, service
+from bench.running import (
+    Running,
+    fine_tune,
+    measured,
+    plain_server,
+    pss_mib,
+    service,
+    wait_until_measured,
+)
 from bench.serve import table
 from bench.serve.load import stamped
 from bench.serve.table import AGREE, BARE, DEFAULTS, OPEN, OPEN_PART, PLAIN, Backbone, Cell
@@ -46,7 +52,6 @@ from service.engine.runtime import able, marked
 from service.ops import cpus
 
 PAUSE_S = 0.2
-MEASURED_TIMEOUT_S = 600.0
 AT_ONCE = 8
 """Calls under way when answers under load are compared."""
 
@@ -191,19 +196,6 @@ def version(client: Client, data_dir: Path, asked: str) -> tuple[str, Made]:
     return about.serving_precision, Made(asked, exported, chosen)
 
 
-def wait_until_measured(metrics_url: str) -> None:
-    """Waits until no backbone waits to be measured."""
-    deadline = time.monotonic() + MEASURED_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with urllib.request.urlopen(metrics_url, timeout=10) as answer:  # nosec B310 # our own server
-            lines = answer.read().decode().splitlines()
-        (pending,) = (x for x in lines if x.startswith("graft_measurements_pending"))
-        if float(pending.split()[-1]) == 0:
-            return
-        time.sleep(0.5)
-    sys.exit(f"backbones were not measured within {MEASURED_TIMEOUT_S:g} s")
-
-
 Servers = dict[tuple[str, str], tuple[Running, str]]
 """Servers and the models they are asked, by precision and the way to serve."""
 
@@ -273,16 +265,6 @@ def one_round(
                 *as_served)  # fmt: skip
             if precision in ("fp32", "int8") and not arguments.short:
                 add(Cell(precision, BARE[0], name), "bare", one.exported, folder, *flags)
-
-
-def plain_server(stack: ExitStack, model: Path) -> Running:
-    """Starts the yardstick."""
-    command = [sys.executable, "-m", "bench.serve.plain_server", str(model)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    stack.callback(process.wait, 10)
-    stack.callback(process.kill)
-    assert process.stdout is not None
-    return Running(f"127.0.0.1:{int(process.stdout.readline())}", "", process)
 
 
 if __name__ == "__main__":
