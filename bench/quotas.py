@@ -87,7 +87,6 @@ def main() -> None:
         print("| --- | --- | --- | --- | --- |")
         for cores in arguments.cores:
             data = shutil.copytree(made, made.parent / str(cores))
-            (data / "providers.json").unlink(missing_ok=True)
             print(row(cores, data, exported, folder, arguments), flush=True)
 
 

@@ -8,12 +8,12 @@ caller's business. Lives on the event loop, but for the workers' threads. Stops 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from service.domain import Decision, ModelFiles, ModelKey
+from service.domain import Decision, ModelFiles
 from service.engine import head as heads
 from service.engine.fair_queue import (
     AskedHead,
@@ -260,13 +260,6 @@ class Engine:
         finally:
             deadline.cancel()
         return batch
-
-    def keep_only(self, model: ModelKey, versions: Collection[int]) -> None:
-        """Drops what is recorded of a model's other versions, and of the model if there are none.
-
-        Calls under way end as they would have. What is in memory leaves when room is needed.
-        """
-        self.ledger.keep_only(model, versions)
 
     def close(self) -> None:
         """Ends the threads; waits for what they do."""

@@ -6,7 +6,7 @@ are dropped, and deleted ones soon after. Lives on the event loop alone.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -133,12 +133,24 @@ class Ledger:
         self._accounts.move_to_end(key)
         return account
 
-    def keep_only(self, model: ModelKey, versions: Collection[int]) -> None:
-        """Drops a model's other versions, and its series where it has none."""
-        gone = [key for key in self._accounts if key[0] == model and key[1] not in versions]
-        for key in gone:
-            del self._accounts[key]
-        if not versions:
+    def recorded(self, model: ModelKey) -> dict[int, Account]:
+        """Returns the accounts of a model, by version."""
+        return {
+            version: account for (of, version), account in self._accounts.items() if of == model
+        }
+
+    def keep_only(
+        self, model: ModelKey, versions: Collection[int], recorded: Mapping[int, Account]
+    ) -> None:
+        """Drops those of a model's `recorded` accounts that are of no version it has.
+
+        Its series go, too, where it has none. What was recorded must be asked before the versions
+        are read: what came since may be of newer ones. Calls under way end as they would have.
+        """
+        for version, account in recorded.items():
+            if version not in versions and self._accounts.get((model, version)) is account:
+                del self._accounts[model, version]
+        if not versions and not self.recorded(model):
             self._metrics.forget_model(str(model))
 
     @property

@@ -87,7 +87,6 @@ class ChangeFollower:
         self._pins = pins
         self._models_changed: set[ModelKey] = set()
         self._has_news = asyncio.Event()
-        self._looking = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._tasks: list[asyncio.Task[None]] = []
         changes.listen("model", self._heard)
@@ -104,17 +103,19 @@ class ChangeFollower:
         ]
 
     async def look_again(self, model: ModelKey) -> None:
-        """Drops what is recorded of a model's deleted versions. Failures are logged."""
-        # One at a time: what an earlier look has read must not be done after a later one's.
-        async with self._looking:
-            try:
-                numbers = await asyncio.to_thread(self._models.numbers, model)
-            except NotFound:
-                numbers = []
-            except GraftError:
-                log.exception("what changed cannot be looked up; the next change tries again")
-                return
-            self._engine.keep_only(model, numbers)
+        """Drops what is recorded of a model's deleted versions. Failures are logged.
+
+        What is in memory leaves when room is needed.
+        """
+        recorded = self._engine.ledger.recorded(model)
+        try:
+            numbers = await asyncio.to_thread(self._models.numbers, model)
+        except NotFound:
+            numbers = []
+        except GraftError:
+            log.exception("what changed cannot be looked up; the next change tries again")
+            return
+        self._engine.ledger.keep_only(model, numbers, recorded)
 
     async def close(self) -> None:
         """Ends the tasks."""

@@ -253,7 +253,7 @@ async def test_a_call_that_outlives_its_model_is_answered_and_leaves_no_trace(
     session.hold()
     call = asyncio.create_task(engine.classify(model, [encoded("red")], GUARD_S))
     await wait_until_running(runtime, model.backbone_digest)
-    engine.keep_only(model.model, [])
+    engine.ledger.keep_only(model.model, [], engine.ledger.recorded(model.model))
     session.release()
     (outcome,) = await call
     assert best(outcome) == "red"

@@ -94,11 +94,25 @@ def test_a_forgotten_version_is_unknown_and_what_ends_later_counts_in_vain(
     answer(ledger.account(key("pets"), 1), loop)
     answer(ledger.account(key("pets"), 2), loop)
     under_way = ledger.account(key("pets"), 1)
-    ledger.keep_only(key("pets"), [2])
+    ledger.keep_only(key("pets"), [2], ledger.recorded(key("pets")))
     answer(under_way, loop)
     assert set(ledger.all()) == {(key("pets"), 2)}
     answer(ledger.account(key("pets"), 1), loop)
     assert ledger.of(key("pets"), 1).success.count == 1
+
+
+def test_what_came_since_the_versions_were_read_stays(loop: asyncio.AbstractEventLoop) -> None:
+    metrics = Metrics({"version": "test"})
+    ledger = Ledger(metrics)
+    answer(ledger.account(key("pets"), 1), loop)
+    recorded = ledger.recorded(key("pets"))
+    answer(ledger.account(key("pets"), 2), loop)
+    ledger.keep_only(key("pets"), [], recorded)
+    assert set(ledger.all()) == {(key("pets"), 2)}
+    labels = {"model": str(key("pets")), "outcome": "ok"}
+    assert metrics.registry.get_sample_value("graft_images_total", labels) == 6
+    ledger.keep_only(key("pets"), [], ledger.recorded(key("pets")))
+    assert metrics.registry.get_sample_value("graft_images_total", labels) is None
 
 
 def test_what_was_handed_out_does_not_change(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,12 +1,16 @@
 """Pinned versions are kept in memory as their rows say, on every replica."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 
 from service.domain import ModelFiles, ModelKey
+from service.engine.ledger import Ledger
 from service.errors import Damaged, Exhausted, NotFound, Reason, unloadable
-from service.rpc.pins import Pins
+from service.ops.metrics import Metrics
+from service.rpc.pins import ChangeFollower, Pins
+from service.storage.changes import Changes
 from service.storage.models import ModelStore
 from tests.keys import BIRDS, key
 from tests.unit.storage.conftest import (
@@ -146,3 +150,27 @@ async def test_a_version_that_is_deleted_while_it_is_loaded_is_not_pinned(
     with pytest.raises(NotFound):
         await pins.load(BIRDS)
     assert engine.versions == set()
+
+
+class VersionsThatCame:
+    """A table in which a version appears right after it was read, and is asked at once."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def numbers(self, model: ModelKey) -> list[int]:
+        self._ledger.account(model, 2)
+        return [1]
+
+
+async def test_a_version_that_came_while_they_were_read_keeps_its_counts(
+    change_log: Changes,
+) -> None:
+    ledger = Ledger(Metrics({"version": "test"}))
+    for version in (1, 3):
+        ledger.account(BIRDS, version)
+    engine = SimpleNamespace(ledger=ledger, recent=None)
+    models = VersionsThatCame(ledger)
+    follower = ChangeFollower(change_log, models, engine, None)  # type: ignore[arg-type]
+    await follower.look_again(BIRDS)
+    assert set(ledger.recorded(BIRDS)) == {1, 2}
